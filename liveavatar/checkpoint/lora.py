@@ -1,0 +1,105 @@
+"""LoRA files, merged into a checkpoint while it is read, so that no wrapper is left at inference (semantics, 9)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from liveavatar.checkpoint.keymap import KeyMap
+from liveavatar.checkpoint.read import TensorSource
+from liveavatar.ops.lora import merge
+
+_LORA = re.compile(r"(?P<module>.+)\.lora_(?P<part>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
+PREFIXES = ("base_model.model.", "diffusion_model.")
+
+
+@dataclass
+class _Pair:
+    down: str | None = None
+    up: str | None = None
+
+
+@dataclass
+class _Content:
+    pairs: dict[str, _Pair] = field(default_factory=dict)
+    whole: dict[str, str] = field(default_factory=dict)
+
+
+class LoraWeights:
+    """A source of weights with a LoRA on top: weight + alpha / rank * up @ down, in float32.
+
+    Keys are published module names, with or without a `base_model.model.` prefix and an adapter name: the reference
+    silently ignores all spellings but one. Whole tensors in the file replace those of the base. Raises ValueError for
+    a key that names no tensor of the model, and for half a pair.
+    """
+
+    def __init__(
+        self, base: TensorSource, path: Path, keymap: KeyMap, alpha: float = 64.0, weight: float = 1.0
+    ) -> None:
+        self.base, self.path, self.alpha, self.weight = base, Path(path), alpha, weight
+        if not self.path.is_file():
+            raise ValueError(
+                f"weights.lora={self.path} does not exist: give the path of a LoRA safetensors file"
+            )
+        self._file = safe_open(self.path, framework="pt")
+        self._content = self._sorted(keymap)
+
+    @property
+    def origin(self) -> str:
+        return f"{self.base.origin} + {self.path.name}"
+
+    @property
+    def targets(self) -> list[str]:
+        """Our names of the weights that are changed by low-rank pairs."""
+        return sorted(self._content.pairs)
+
+    def read(self, name: str, shape: torch.Size) -> Tensor:
+        if name in self._content.whole:
+            return self._file.get_tensor(self._content.whole[name])
+        tensor = self.base.read(name, shape)
+        pair = self._content.pairs.get(name)
+        if pair is None:
+            return tensor
+        assert pair.down is not None
+        assert pair.up is not None
+        down, up = self._file.get_tensor(pair.down), self._file.get_tensor(pair.up)
+        if (up.shape[0], down.shape[1]) != tuple(shape):
+            raise ValueError(
+                f"{self.path}: the pair of {name!r} makes a {up.shape[0]} × {down.shape[1]} matrix, but the model's is "
+                f"{list(shape)}: is it a LoRA for this model?"
+            )
+        return merge(tensor, down, up, self.weight * self.alpha / down.shape[0])
+
+    def _sorted(self, keymap: KeyMap) -> _Content:
+        content = _Content()
+        for key in self._file.keys():  # noqa: SIM118 - not a dict
+            bare = key
+            for prefix in PREFIXES:
+                bare = bare.removeprefix(prefix)
+            found = _LORA.fullmatch(bare)
+            published = f"{found['module']}.weight" if found else bare
+            try:
+                ours = keymap.to_ours(published)
+            except KeyError as error:
+                raise ValueError(
+                    f"{self.path}: {key!r} names no tensor of the {keymap.name}: is it a LoRA for this model?"
+                ) from error
+            if ours is None:
+                continue
+            if not found:
+                content.whole[ours] = key
+            elif found["part"] == "A":
+                content.pairs.setdefault(ours, _Pair()).down = key
+            else:
+                content.pairs.setdefault(ours, _Pair()).up = key
+        halves = [name for name, pair in content.pairs.items() if pair.down is None or pair.up is None]
+        if halves:
+            raise ValueError(
+                f"{self.path}: {halves[0]!r} has only one of lora_A and lora_B: the file is not complete"
+            )
+        return content

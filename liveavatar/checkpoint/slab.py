@@ -1,0 +1,93 @@
+"""Slabs: all weights of a unit in one run of bytes, so that a unit moves in one copy and its parameters are views.
+
+Parameters start at multiples of 256 bytes, wherever the slab lies, so that matrix products take the same path on every
+strategy and give the same bits. The end is padded so that any number of ranks up to the one asked for gets equal parts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from liveavatar.checkpoint.read import TensorSource
+
+ALIGN = 256
+"""Bytes: the cache line of every device here divides it, and so does the alignment of vector loads."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A parameter's place in its slab."""
+
+    offset: int
+    shape: torch.Size
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class SlabLayout:
+    """Where each parameter of a unit lies in its slab; `nbytes` is a multiple of 256 bytes times `parts`."""
+
+    entries: Mapping[str, Entry]
+    nbytes: int
+    parts: int
+
+    @classmethod
+    def of(cls, unit: nn.Module, dtype: torch.dtype, parts: int = 1) -> SlabLayout:
+        """The layout of a unit's parameters stored as `dtype`, divisible into `parts` equal shards."""
+        entries, end = {}, 0
+        for name, parameter in unit.named_parameters():
+            entries[name] = Entry(end, parameter.shape, dtype)
+            end = _up(end + entries[name].nbytes, ALIGN)
+        return cls(entries, _up(end, ALIGN * parts), parts)
+
+    def views(self, slab: Tensor) -> dict[str, Tensor]:
+        """The parameters as views of a slab (uint8, at least `nbytes` long)."""
+        return {
+            name: slab[e.offset : e.offset + e.nbytes].view(e.dtype).view(e.shape)
+            for name, e in self.entries.items()
+        }
+
+    def fill(self, target: Tensor, source: TensorSource, prefix: str, start: int = 0) -> None:
+        """Write the bytes `start` .. `start + len(target)` of the slab into `target`, reading only what lies there."""
+        stop = start + target.numel()
+        for name, entry in self.entries.items():
+            low, high = max(start, entry.offset), min(stop, entry.offset + entry.nbytes)
+            if low >= high:
+                continue
+            tensor = source.read(f"{prefix}.{name}", entry.shape).to(entry.dtype).contiguous()
+            flat = tensor.view(-1).view(torch.uint8)
+            target[low - start : high - start].copy_(flat[low - entry.offset : high - entry.offset])
+
+
+def _up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def allocate(nbytes: int, device: torch.device, pinned: bool = False) -> Tensor:
+    """The one place where room for weights is made: zeroed uint8 of exactly `nbytes`, aligned to 256 bytes."""
+    room = torch.zeros(nbytes + ALIGN, dtype=torch.uint8, device=device, pin_memory=pinned)
+    start = -room.data_ptr() % ALIGN
+    return room[start : start + nbytes]
+
+
+def vacate(unit: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    """Replace a unit's parameters by empty ones of the given kind: what a unit is while its weights are elsewhere."""
+    for module in unit.modules():
+        for name in list(module._parameters):
+            empty = torch.empty(0, dtype=dtype, device=device)
+            module._parameters[name] = nn.Parameter(empty, requires_grad=False)
+
+
+def point(unit: nn.Module, views: Mapping[str, Tensor]) -> None:
+    """Let a unit's parameters be these views; nothing is copied."""
+    for name, parameter in unit.named_parameters():
+        parameter.data = views[name]

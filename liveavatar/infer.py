@@ -1,0 +1,93 @@
+"""python -m liveavatar.infer: a request in, a video with sound out.
+
+python -m liveavatar.infer +strategy=fsdp_stream request.image=me.jpg request.audio=hello.wav request.prompt="…"
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import hydra
+
+from liveavatar.config import conf_dir, quoted, register_resolvers
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+INTERRUPTED, FAILED, MISTAKEN = 130, 1, 2
+
+
+def infer(cfg: DictConfig) -> dict[str, Any]:
+    """Run one configuration to its end and return its metrics; the same call serves notebooks.
+
+    Raises ValueError, naming the key, for a request or configuration that cannot work, and OSError when the output
+    cannot be written any more: what was written until then stays playable.
+    """
+    from liveavatar.assemble import assemble  # torch and Lightning are loaded here, and not for --help
+
+    with assemble(cfg) as run:
+        for _ in run.chunks():
+            pass
+    if run.directory is not None:
+        logging.getLogger("liveavatar.infer").info(summary(run.directory, run.metrics))
+    return run.metrics
+
+
+def summary(directory: Any, metrics: dict[str, Any]) -> str:
+    """A run in two lines."""
+    speed = (
+        f"{metrics['speed/fps_e2e']:.1f} frames/s end to end ({metrics['speed/rtf']:.2f} s per second of video), "
+        f"first frame after {metrics['speed/ttff_s']:.2f} s, loading {metrics['speed/load_s']:.2f} s apart"
+        if "speed/rtf" in metrics
+        else "no frame was made"
+    )
+    return f"{speed}\n{directory}: {', '.join(sorted(p.name for p in directory.iterdir()))}"
+
+
+@hydra.main(version_base="1.3", config_path=conf_dir(), config_name="infer")
+def _main(cfg: DictConfig) -> None:
+    code = 0
+    try:
+        infer(cfg)
+    except KeyboardInterrupt:
+        _say("interrupted; what was finished is in the file", None)
+        code = INTERRUPTED
+    except ValueError as error:
+        _say(str(error), error)
+        code = MISTAKEN
+    except OSError as error:
+        _say(str(error), error)
+        code = FAILED
+    if code:
+        sys.exit(code)
+
+
+def _say(message: str, error: BaseException | None) -> None:
+    """The message on the terminal, once for all ranks; where it came from goes to the log file, if there is one."""
+    log = logging.getLogger("liveavatar")
+    files = [handler for handler in log.handlers if isinstance(handler, logging.FileHandler)]
+    if files and error is not None:
+        for handler in files:
+            handler.handle(
+                logging.LogRecord("liveavatar", logging.ERROR, __file__, 0, message, (), _info(error))
+            )
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        sys.stderr.write(f"liveavatar: {message}\n")
+
+
+def _info(error: BaseException) -> tuple[type[BaseException], BaseException, Any]:
+    return type(error), error, error.__traceback__
+
+
+def main() -> None:
+    """Entry point of `python -m liveavatar.infer` and of the console script."""
+    register_resolvers()
+    sys.argv[1:] = quoted(sys.argv[1:])
+    _main()
+
+
+if __name__ == "__main__":
+    main()

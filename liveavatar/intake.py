@@ -1,0 +1,193 @@
+"""From a request to its conditioning: everything that a user names is read, checked and encoded here."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from liveavatar.media.audio import PLAYBACK_RATE, Voice, load_voice, mix
+from liveavatar.media.image import fit_image, fit_size, load_image
+from liveavatar.media.mask import actor_masks, load_masks
+from liveavatar.media.video import fit_video, read_video
+from liveavatar.models.dit.context import Grid
+from liveavatar.models.dit.model import AvatarDiT
+from liveavatar.models.speech import FullAudio, PcmBuffer, SpeechEncoder, WindowAudio
+from liveavatar.models.text import TextEncoder, Tokenizer, clean_text
+from liveavatar.models.vae.codec import WanCodec
+from liveavatar.sampling.conditioning import (
+    DROPPED_FRAMES,
+    Conditioning,
+    MaskTrack,
+    NoPose,
+    PoseClips,
+    PoseTrack,
+    RolloutSettings,
+)
+from liveavatar.sampling.decoding import MOTION_FRAMES
+from liveavatar.types import (
+    BLOCK_FRAMES,
+    BLOCK_LATENTS,
+    FPS,
+    LATENT_STRIDE,
+    SPEECH_RATE,
+    AvatarRequest,
+    StreamInfo,
+)
+
+log = logging.getLogger(__name__)
+
+VAE_STRIDE = 8
+STILL_FRAMES = 5
+"""Frames that the reference's single-GPU program makes of the picture before it encodes anything."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The models of an avatar; they may be shared by any number of sessions."""
+
+    dit: AvatarDiT
+    text: TextEncoder
+    tokenizer: Tokenizer
+    speech: SpeechEncoder
+    codec: WanCodec
+    size_multiple: int = 64
+
+
+@dataclass(frozen=True)
+class SpeechSettings:
+    """How much of the voice a block may hear (the `speech` node).
+
+    context: `full` encodes a recording as a whole, as the reference does; `window` hears `left_s` before and `right_s`
+        after a block, in memory that does not grow. Recordings above `full_limit_s` seconds always take the window.
+    norm_s: seconds over which the window's loudness is normalised.
+    """
+
+    context: Literal["full", "window"] = "full"
+    left_s: float = 2.4
+    right_s: float = 0.32
+    norm_s: float = 8.0
+    full_limit_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.context not in ("full", "window"):
+            raise ValueError(
+                f"speech.context={self.context!r} is unknown; write speech.context=full or =window"
+            )
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """A request read and encoded. `window` holds the frames that the motion latents stand for."""
+
+    info: StreamInfo
+    conditioning: Conditioning
+    window: Tensor
+    voice: Voice
+    blocks: int
+
+
+class Intake:
+    """Reads and encodes requests for one set of models. Raises ValueError, naming the key, for what cannot be used."""
+
+    def __init__(
+        self, parts: Parts, rollout: RolloutSettings, speech: SpeechSettings, device: torch.device
+    ) -> None:
+        self.parts, self.rollout, self.speech, self.device = parts, rollout, speech, device
+
+    @torch.no_grad()
+    def __call__(self, request: AvatarRequest) -> Gathered:
+        voices = [load_voice(path) for path in request.audio]
+        seconds = self._seconds(voices, request)
+        voices = [voice.cut(seconds).padded(BLOCK_FRAMES / FPS) for voice in voices]
+        image = load_image(request.image)
+        height, width = fit_size(image.height, image.width, request.size, self.parts.size_multiple)
+        log.info(
+            "picture %d×%d → %d×%d (an area of at most %d pixels, sides multiples of %d)",
+            *(image.width, image.height, width, height, request.size, self.parts.size_multiple),
+        )
+        reference, motion, window = self._look(fit_image(image, height, width).to(self.device))
+        audio = self._listen(voices)
+        frames, blocks = self._length(voices, audio)
+        given = Conditioning(
+            text=self._read(request.prompt),
+            reference=reference,
+            motion=motion,
+            audio=audio,
+            pose=self._pose(request, height, width, frames),
+            masks=self._masks(request, len(voices), Grid(height // VAE_STRIDE, width // VAE_STRIDE), blocks),
+        )
+        info = StreamInfo(width, height, FPS, PLAYBACK_RATE, frames, blocks)
+        return Gathered(info, given, window, mix(voices), blocks)
+
+    def _seconds(self, voices: list[Voice], request: AvatarRequest) -> float:
+        if request.max_seconds is not None and request.max_seconds <= 0:
+            raise ValueError(
+                f"request.max_seconds={request.max_seconds} must be positive, or null for the whole voice"
+            )
+        if len(voices) > 1 and len(request.masks) != len(voices):
+            raise ValueError(
+                f"request.audio names {len(voices)} voices, so request.masks must name as many masks, one for each "
+                f"speaker (white where the speaker is); it names {len(request.masks)}"
+            )
+        shortest = min(voice.seconds for voice in voices)
+        return shortest if request.max_seconds is None else min(shortest, request.max_seconds)
+
+    def _look(self, picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Reference latent, motion latents, and the frames that the motion latents stand for."""
+        codec = self.parts.codec
+        still = picture.to(next(codec.parameters()).dtype)[None, :, None]
+        if self.rollout.mode == "streaming":
+            window = still.expand(-1, -1, MOTION_FRAMES, -1, -1)
+            return codec.encode(still), codec.encode(window), window
+        window = still.expand(-1, -1, STILL_FRAMES * MOTION_FRAMES, -1, -1)
+        return codec.encode(window[:, :, :STILL_FRAMES])[:, :, 1:], codec.encode(window), window
+
+    def _listen(self, voices: list[Voice]) -> FullAudio | WindowAudio:
+        pcms = [torch.from_numpy(voice.at(SPEECH_RATE)).to(self.device) for voice in voices]
+        lead, given = self.rollout.lead_frames, self.speech
+        longest = max(len(pcm) for pcm in pcms) / SPEECH_RATE
+        if given.context == "full" and longest <= given.full_limit_s:
+            return FullAudio(self.parts.speech, pcms, self.rollout.frames_per_clip, lead)
+        if given.context == "full":
+            log.info(
+                "the voice lasts %.0f s, more than speech.full_limit_s: it is heard through a window", longest
+            )
+        sources = [PcmBuffer(pcm) for pcm in pcms]
+        return WindowAudio(self.parts.speech, sources, given.left_s, given.right_s, given.norm_s, lead)
+
+    def _length(self, voices: list[Voice], audio: FullAudio | WindowAudio) -> tuple[int, int]:
+        """Video frames to show and blocks to denoise for them."""
+        frames = max(BLOCK_FRAMES, round(min(voice.seconds for voice in voices) * FPS))
+        if self.rollout.whole_clips:
+            per_clip = self.rollout.frames_per_clip
+            clips = audio.num_clips if isinstance(audio, FullAudio) else frames // per_clip + 1
+            frames = clips * per_clip - DROPPED_FRAMES
+        return frames, -(-(frames + DROPPED_FRAMES) // BLOCK_FRAMES)
+
+    def _read(self, prompt: str) -> Tensor:
+        ids = self.parts.tokenizer(clean_text(prompt))
+        return self.parts.text.encode(torch.tensor(ids, device=self.device)).unsqueeze(0)
+
+    def _pose(self, request: AvatarRequest, height: int, width: int, frames: int) -> PoseTrack:
+        latent = (1, self.parts.dit.in_dim, BLOCK_LATENTS, height // VAE_STRIDE, width // VAE_STRIDE)
+        if request.pose is None:
+            return NoPose(torch.zeros(latent, device=self.device, dtype=self.parts.dit.dtype))
+        video = fit_video(read_video(request.pose, limit=frames), height, width).to(self.device)
+        late = video[:, :1].expand(-1, self.rollout.lead_frames, -1, -1)  # the pose lags as the sound does
+        return PoseClips(self.parts.codec, torch.cat((late, video), dim=1), self.rollout.frames_per_clip)
+
+    def _masks(self, request: AvatarRequest, actors: int, grid: Grid, blocks: int) -> MaskTrack | None:
+        if not request.masks or actors == 1:
+            if request.masks:
+                log.warning("request.masks is ignored: there is one voice, and it acts on the whole picture")
+            return None
+        masks = load_masks(request.masks)
+        follow = self.rollout.masks_follow_block
+        # one mask picture per video frame, four to a latent frame; the reference spreads them over one clip instead
+        frames = -(-masks[0].shape[0] // LATENT_STRIDE) if follow else self.rollout.clip_latents
+        frames = max(BLOCK_LATENTS, min(frames, blocks * BLOCK_LATENTS))
+        return MaskTrack(actor_masks(masks, frames, grid.rows, grid.columns).to(self.device), follow)

@@ -1,0 +1,1 @@
+"""What a run holds: measured here, planned beside it."""

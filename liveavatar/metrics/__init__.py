@@ -1,0 +1,1 @@
+"""Numbers about a run: the arithmetic in pure functions, the meters as sinks."""

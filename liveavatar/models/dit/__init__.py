@@ -1,0 +1,1 @@
+"""The causal video diffusion transformer, as an ordered list of units over a `CellState`."""

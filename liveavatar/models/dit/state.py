@@ -1,0 +1,92 @@
+"""What travels through the units: the inputs of one cell (or of a sink prefill) and the state that units pass on."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from liveavatar.models.dit.cache import CacheView
+
+
+@dataclass(frozen=True)
+class CellInput:
+    """One block at one step: `latents` at the noise level of `timestep` (0 to 1000), and what it is conditioned on.
+
+    `pose` has the shape of `latents`; `audio` holds the speech features of the block's 12 video frames for each actor;
+    `masks` says per actor where in the picture its voice acts (None: everywhere); `text` is padded to the text length.
+    """
+
+    latents: Float[Tensor, "b 16 f h w"]
+    timestep: float
+    pose: Float[Tensor, "b 16 f h w"]
+    audio: Float[Tensor, "a L c t"]
+    text: Float[Tensor, "b words text_dim"]
+    masks: Float[Tensor, "a f rows columns"] | None = None
+
+
+@dataclass(frozen=True)
+class SinkInput:
+    """A prefill: the reference latent and the motion latents (oldest first), seen at timestep 0."""
+
+    reference: Float[Tensor, "b 16 1 h w"]
+    motion: Float[Tensor, "b 16 m h w"]
+    text: Float[Tensor, "b words text_dim"]
+
+
+@dataclass
+class CellState:
+    """The state that each unit maps to its successor.
+
+    `embed` fills everything below `cache`; blocks and injectors replace `x`; `head` leaves the velocity in `output`.
+    """
+
+    inputs: CellInput | SinkInput
+    cache: CacheView
+    x: Tensor | None = None
+    time: Tensor | None = None  # [b, groups, d], the time embedding: drives the head
+    modulation: Tensor | None = None  # [b, groups, 6, d], its projection: drives the blocks
+    text: Tensor | None = None  # [b, words, d]
+    voice: Tensor | None = None  # [a, f, 5, d], attended by the injectors
+    tone: Tensor | None = None  # [a, f, d], drives AdaIN
+    query: Tensor | None = None  # [a * f, n, d], from an AdaIN layer to its injector
+    output: Tensor | None = None  # [b, 16, f, h, w], the velocity
+
+    @property
+    def is_sink(self) -> bool:
+        return isinstance(self.inputs, SinkInput)
+
+    @property
+    def hidden(self) -> Tensor:
+        if self.x is None:
+            raise RuntimeError(
+                "a unit ran before `embed`: units must run in the order in which the model lists them"
+            )
+        return self.x
+
+    @property
+    def cell(self) -> CellInput:
+        if isinstance(self.inputs, SinkInput):
+            raise RuntimeError("a sink prefill has no noisy tokens: injectors and head do not serve it")
+        return self.inputs
+
+
+class Unit(nn.Module):
+    """A part of the DiT whose weights live and move together."""
+
+    def serves(self, state: CellState) -> bool:
+        """Whether this unit has work for that state; a unit without work in a pass is never brought in."""
+        return True
+
+    def forward(self, state: CellState) -> CellState:
+        raise NotImplementedError
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """[b, tokens, d] to [b, tokens, heads, channels], a view."""
+    return x.unflatten(-1, (heads, -1))
+
+
+def parameters_dtype(module: nn.Module) -> torch.dtype:
+    """The storage type of a unit's matrices: what activations are rounded to before a matrix product."""
+    return next(module.parameters()).dtype

@@ -1,0 +1,1 @@
+"""Pure functions and leaf layers: attention, rotary positions, embeddings, LoRA arithmetic."""

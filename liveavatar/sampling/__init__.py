@@ -1,0 +1,1 @@
+"""From conditioning to latents to frames: schedules, noise, the rollout loop, decoding."""

@@ -1,0 +1,165 @@
+"""AvatarSession: a request in, an iterator of `VideoChunk` out.
+
+The session owns what belongs to a stream (caches, decoder state, voice); the models are shared. Data flows one way:
+request, conditioning, cells, latents, frames, chunks. Memory does not grow with the length of the stream.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from liveavatar.intake import Gathered, Intake, Parts, SpeechSettings
+from liveavatar.sampling.conditioning import RolloutSettings, SinkPlan
+from liveavatar.sampling.decoding import ClipDecoding, Decoded, StreamDecoding
+from liveavatar.sampling.noise import CounterDistance, CounterNoise, DistanceSource, NoiseSource
+from liveavatar.sampling.rollout import Rollout
+from liveavatar.sampling.scheduler import EulerSampler
+from liveavatar.types import FPS, AvatarRequest, StreamInfo, VideoChunk
+
+
+@dataclass
+class Stream:
+    """A request made ready: everything is read and encoded, nothing denoised yet. `decoding` None shows nothing."""
+
+    gathered: Gathered
+    rollout: Rollout
+    sink: SinkPlan
+    decoding: StreamDecoding | ClipDecoding | None
+
+    @property
+    def info(self) -> StreamInfo:
+        return self.gathered.info
+
+
+@dataclass
+class _Piece:
+    decoded: Decoded
+    index: int
+    denoise_s: float
+    decode_s: float
+
+
+class AvatarSession:
+    """Turns requests into video, block by block.
+
+    `shows` is False on ranks that only compute: they run the same rollout, decode nothing and yield no chunk.
+    `decode_online` belongs to clipwise rollout: the sink then takes over the re-encoded first clip.
+    Raises ValueError for a request that cannot be met, before any block is denoised.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        sampler: EulerSampler,
+        rollout: RolloutSettings,
+        speech: SpeechSettings,
+        device: torch.device,
+        decode_online: bool = True,
+        shows: bool = True,
+    ) -> None:
+        if rollout.mode == "clipwise" and not shows:
+            raise ValueError(
+                "rollout=clipwise needs the decoded first clip on every rank, so it runs on one device only: "
+                "use rollout=streaming, or fabric.devices=1"
+            )
+        self.parts, self.sampler, self.rollout = parts, sampler, rollout
+        self.device, self.decode_online, self.shows = device, decode_online, shows
+        self.intake = Intake(parts, rollout, speech, device)
+
+    def run(self, request: AvatarRequest) -> Iterator[VideoChunk]:
+        """The video of a request, in pieces, each as soon as it is decoded."""
+        yield from self.chunks(self.prepare(request))
+
+    @torch.no_grad()
+    def prepare(
+        self, request: AvatarRequest, noise: NoiseSource | None = None, distance: DistanceSource | None = None
+    ) -> Stream:
+        """Read and encode all that a request names. `noise` and `distance` come from the seed unless they are given."""
+        gathered = self.intake(request)
+        given, settings = gathered.conditioning, self.rollout
+        rollout = Rollout(
+            self.parts.dit,
+            given,
+            self.sampler,
+            settings,
+            noise or CounterNoise(request.seed),
+            distance or CounterDistance(request.seed, *settings.sink_distance),
+        )
+        if settings.mode == "clipwise":
+            clips = ClipDecoding(self.parts.codec, given.motion, gathered.window, settings.blocks_per_clip)
+            refresh = settings.blocks_per_clip if self.decode_online else None
+            return Stream(
+                gathered, rollout, SinkPlan(given.reference, lambda: clips.motion, refresh=refresh), clips
+            )
+        sink = SinkPlan(given.reference, lambda: given.motion, refresh=settings.blocks_per_clip)
+        return Stream(
+            gathered, rollout, sink, StreamDecoding(self.parts.codec, given.motion) if self.shows else None
+        )
+
+    def chunks(self, stream: Stream) -> Iterator[VideoChunk]:
+        """Denoise, decode and hand out a prepared stream."""
+        shown, total = 0, stream.info.total_frames
+        sound = stream.gathered.voice.at(stream.info.audio_rate)
+        began = time.perf_counter()
+        for piece in self._pieces(stream):
+            frames = piece.decoded.frames[0].transpose(0, 1)
+            frames = (frames if total is None else frames[: total - shown]).float().cpu()
+            chunk = VideoChunk(
+                index=piece.index,
+                start=shown,
+                frames=frames,
+                audio=_slice(sound, shown, len(frames), stream.info.audio_rate),
+                audio_rate=stream.info.audio_rate,
+                latents={number: latents.float().cpu() for number, latents in piece.decoded.latents.items()},
+                timings={
+                    "denoise": piece.denoise_s,
+                    "decode": piece.decode_s,
+                    "wall": time.perf_counter() - began,
+                },
+            )
+            shown += len(frames)
+            yield chunk
+            began = time.perf_counter()
+
+    @torch.no_grad()
+    def _pieces(self, stream: Stream) -> Iterator[_Piece]:
+        """Decoded pieces, with the seconds that denoising and decoding took since the piece before."""
+        clock = _Clock(self.device)
+        denoise, index = 0.0, 0
+        for block in stream.rollout.blocks(stream.gathered.blocks, stream.sink):
+            denoise, index = denoise + clock.lap(), block.index
+            if stream.decoding is None:
+                continue
+            for decoded in stream.decoding.push(block.index, block.latents):
+                yield _Piece(decoded, index, denoise, clock.lap())
+                denoise = 0.0
+            clock.lap()
+        if stream.decoding is not None:
+            for decoded in stream.decoding.flush():
+                yield _Piece(decoded, index, denoise, clock.lap())
+
+
+class _Clock:
+    """Seconds since the last lap. The host waits for the device, so that time belongs to the part that spent it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.mark = time.perf_counter()
+
+    def lap(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        before, self.mark = self.mark, time.perf_counter()
+        return self.mark - before
+
+
+def _slice(sound: np.ndarray, start: int, frames: int, rate: int) -> np.ndarray:
+    """The sound under some video frames, filled with silence where the voice is over."""
+    low, high = start * rate // FPS, (start + frames) * rate // FPS
+    piece = sound[low:high]
+    return np.pad(piece, (0, high - low - len(piece)))

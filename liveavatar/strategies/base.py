@@ -1,0 +1,64 @@
+"""What every strategy offers beyond Fabric's contract: bringing units to life, and an account of what it moved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from liveavatar.checkpoint.read import TensorSource
+from liveavatar.checkpoint.slab import SlabLayout, allocate, point, vacate
+from liveavatar.models.dit.model import AvatarDiT
+
+
+@dataclass
+class Traffic:
+    """Bytes of weights that a strategy has moved, counted where the copy happens.
+
+    host: copied from host memory to the device. received: taken from other ranks. held: what stays on this rank's
+    device for good (shards, resident units, ring slots). parked: what rests in this machine's host memory.
+    """
+
+    host: int = 0
+    received: int = 0
+    fetches: int = 0
+    held: int = 0
+    parked: int = 0
+
+
+class Strategy(Protocol):
+    """The part of a strategy that the rest of the library uses."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def is_output_rank(self) -> bool: ...
+
+    @property
+    def traffic(self) -> Traffic: ...
+
+    def place(self, dit: AvatarDiT, source: TensorSource, dtype: torch.dtype) -> None: ...
+
+    def summary(self) -> str: ...
+
+    def release(self) -> None: ...
+
+
+def place_resident(dit: AvatarDiT, source: TensorSource, dtype: torch.dtype, device: torch.device) -> int:
+    """Put every unit's slab on the device for good; returns the bytes held.
+
+    Slabs are filled on the host one unit at a time, so the host never holds more than one unit.
+    """
+    held = 0
+    for name, unit in dit.units().items():
+        layout = SlabLayout.of(unit, dtype)
+        slab = allocate(layout.nbytes, torch.device("cpu"))
+        layout.fill(slab, source, name)
+        if device.type != "cpu":
+            slab = allocate(layout.nbytes, device).copy_(slab)
+        vacate(unit, dtype, device)
+        point(unit, layout.views(slab))
+        held += layout.nbytes
+    return held

@@ -1,0 +1,158 @@
+"""A ring of slots through which units pass: fetched ahead, lent for one use, and let go.
+
+Slots are allocated once, each as large as the largest unit. While a unit computes, the next ones are already on their
+way into the other slots. On CUDA, copies run on a stream of their own and are ordered against the computation by
+events alone, so the host never waits; on CPU the transport's own handle is waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from liveavatar.checkpoint.slab import SlabLayout, allocate, point
+
+Wait = Callable[[], object]
+"""Ends a fetch: returns once the bytes may be read by work submitted afterwards."""
+
+
+class Fetch(Protocol):
+    """Brings a unit's slab into a slot, in place; may return before it has arrived."""
+
+    def __call__(self, name: str, slot: Tensor) -> Wait: ...
+
+
+@dataclass
+class _Slot:
+    room: Tensor
+    unit: str | None = None
+    wait: Wait | None = None
+
+
+class Lane:
+    """The side stream of a CUDA device and its events; on a CPU, nothing."""
+
+    def __init__(self, device: torch.device, slots: int) -> None:
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.ready = [torch.cuda.Event() for _ in range(slots)] if self.stream else []
+        self.free = [torch.cuda.Event() for _ in range(slots)] if self.stream else []
+
+    def send(self, slot: int, fetch: Callable[[], Wait]) -> Wait:
+        """Start a fetch into a slot whose last use has been submitted."""
+        if self.stream is None:
+            return fetch()
+        with torch.cuda.stream(self.stream):
+            self.stream.wait_event(self.free[slot])
+            fetch()()  # waits on the stream, not on the host
+            self.ready[slot].record(self.stream)
+        return lambda: torch.cuda.current_stream().wait_event(self.ready[slot])
+
+    def let_go(self, slot: int) -> None:
+        if self.stream is not None:
+            self.free[slot].record(torch.cuda.current_stream())
+
+
+class SlabRing:
+    """Residency of units in `slots` preallocated rooms (the model's `Residency`).
+
+    A pass announces its units; the ring keeps up to `slots` - 1 of the coming ones on their way and, near the end of
+    a pass, starts on the next one, which begins like this one. Raises ValueError for fewer than two slots: one would
+    have nothing to prefetch into.
+    """
+
+    def __init__(
+        self,
+        units: Mapping[str, nn.Module],
+        layouts: Mapping[str, SlabLayout],
+        fetch: Fetch,
+        slots: int,
+        device: torch.device,
+    ) -> None:
+        self.units, self.fetch, self.layouts = units, fetch, layouts
+        largest = max(layout.nbytes for layout in layouts.values())
+        self.slots = [_Slot(allocate(largest, device)) for _ in range(slots)]
+        self.lane = Lane(device, slots)
+        self._views: dict[tuple[str, int], dict[str, Tensor]] = {}
+        self._absent = {name: {p: q.data for p, q in unit.named_parameters()} for name, unit in units.items()}
+        self._order: list[str] = []
+        self._next = 0
+        self.discarded = 0  # fetches that the following pass turned out not to need
+
+    @property
+    def nbytes(self) -> int:
+        return sum(slot.room.nbytes for slot in self.slots)
+
+    def begin(self, names: Sequence[str]) -> None:
+        """A pass over `names`, in order, is about to start."""
+        self._order, self._next = list(names), 0
+        wanted = set(self._ahead())
+        for slot in self.slots:
+            if slot.unit is not None and slot.unit not in wanted:
+                self._finish(slot)
+                slot.unit = None
+                self.discarded += 1
+        self._prefetch()
+
+    @contextmanager
+    def hold(self, name: str) -> Iterator[None]:
+        """Lend a unit: its parameters are views of a slot inside the block, and empty outside."""
+        if name != self._order[self._next]:
+            raise RuntimeError(
+                f"unit {name!r} was entered out of turn; the pass announced {self._order[self._next]!r}"
+            )
+        self._prefetch()  # nothing to do, except where a pass is so short that the unit was in use until now
+        index = self._slot_of(name)
+        slot = self.slots[index]
+        self._finish(slot)
+        point(self.units[name], self._views_in(name, index))
+        self._next += 1
+        self._prefetch(held=name)
+        try:
+            yield
+        finally:
+            self.lane.let_go(index)
+            point(self.units[name], self._absent[name])
+            slot.unit = None
+
+    def close(self) -> None:
+        """Wait for what is still on its way, so that nothing writes into memory that is given back."""
+        for slot in self.slots:
+            self._finish(slot)
+            slot.unit = None
+
+    def _ahead(self) -> list[str]:
+        """The units to be held next, as many as there are slots; a pass is followed by one that begins alike."""
+        coming = self._order[self._next :] + self._order
+        return coming[: len(self.slots)]
+
+    def _prefetch(self, held: str | None = None) -> None:
+        room = len(self.slots) - (held is not None)
+        for name in self._ahead()[:room]:
+            if any(slot.unit == name for slot in self.slots):
+                continue
+            index = next((i for i, slot in enumerate(self.slots) if slot.unit is None), None)
+            if index is None:
+                return
+            slot = self.slots[index]
+            room_for_unit = slot.room[: self.layouts[name].nbytes]
+            slot.unit = name
+            slot.wait = self.lane.send(index, lambda n=name, r=room_for_unit: self.fetch(n, r))
+
+    def _slot_of(self, name: str) -> int:
+        return next(i for i, slot in enumerate(self.slots) if slot.unit == name)
+
+    def _views_in(self, name: str, index: int) -> dict[str, Tensor]:
+        if (name, index) not in self._views:
+            self._views[name, index] = self.layouts[name].views(self.slots[index].room)
+        return self._views[name, index]
+
+    @staticmethod
+    def _finish(slot: _Slot) -> None:
+        if slot.wait is not None:
+            slot.wait()
+            slot.wait = None

@@ -1,0 +1,42 @@
+"""One device, all weights resident: the truth that every other strategy is compared with."""
+
+from __future__ import annotations
+
+import torch
+from lightning.fabric.strategies import SingleDeviceStrategy
+
+from liveavatar.checkpoint.read import TensorSource
+from liveavatar.models.dit.model import AvatarDiT
+from liveavatar.strategies.base import Traffic, place_resident
+
+
+class SingleDevice(SingleDeviceStrategy):
+    """Everything on one device; nothing moves after loading. The device is the first GPU, or the CPU without one."""
+
+    name = "single_device"
+    max_devices = 1
+
+    def __init__(self) -> None:
+        super().__init__(device="cpu")
+        self.traffic = Traffic()
+
+    def settle(self, accelerator: str) -> None:
+        """Choose the device before Fabric starts; `accelerator` is `cpu` or `cuda`."""
+        self._root_device = torch.device("cuda", 0) if accelerator == "cuda" else torch.device("cpu")
+
+    @property
+    def device(self) -> torch.device:
+        return self.root_device
+
+    @property
+    def is_output_rank(self) -> bool:
+        return True
+
+    def place(self, dit: AvatarDiT, source: TensorSource, dtype: torch.dtype) -> None:
+        self.traffic.held = place_resident(dit, source, dtype, self.device)
+
+    def summary(self) -> str:
+        return f"single_device on {self.device}: {self.traffic.held / 1e6:.1f} MB of DiT weights resident"
+
+    def release(self) -> None:
+        pass

@@ -1,0 +1,134 @@
+"""Where a streamed unit's bytes rest between its uses: in shards on the ranks, or in one host copy per machine."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from liveavatar.checkpoint.read import TensorSource
+from liveavatar.checkpoint.slab import SlabLayout, allocate
+from liveavatar.strategies.base import Traffic
+from liveavatar.strategies.ring import Wait
+
+
+def _arrived() -> None:
+    """The wait of a copy that was over when it returned, or that is ordered by its stream."""
+
+
+class PeerShards:
+    """Every rank holds one equal part of each slab; a unit is gathered from all, straight into its slot."""
+
+    def __init__(
+        self, layouts: Mapping[str, SlabLayout], source: TensorSource, device: torch.device, traffic: Traffic
+    ) -> None:
+        self.traffic, self.world = traffic, dist.get_world_size()
+        self.shards: dict[str, Tensor] = {}
+        for name, layout in layouts.items():
+            size = layout.nbytes // self.world
+            shard = allocate(size, torch.device("cpu"))
+            layout.fill(shard, source, name, start=size * dist.get_rank())
+            self.shards[name] = shard if device.type == "cpu" else allocate(size, device).copy_(shard)
+        traffic.held += sum(shard.nbytes for shard in self.shards.values())
+
+    def __call__(self, name: str, slot: Tensor) -> Wait:
+        shard = self.shards[name]
+        work = dist.all_gather_into_tensor(slot, shard, async_op=True)
+        self.traffic.received += slot.nbytes - shard.nbytes
+        self.traffic.fetches += 1
+        return work.wait if work is not None else _arrived
+
+    def close(self) -> None:
+        self.shards.clear()
+
+
+class HostSlabs:
+    """One exact-size copy of all slabs in this machine's host memory, shared by its ranks; each copies whole units.
+
+    Alone, the memory is private (and pinned beside a GPU). Several ranks of a machine map one file in memory, each
+    fills its share, and the file's name is gone before the first unit moves, so nothing is left behind by a crash.
+    """
+
+    def __init__(
+        self,
+        layouts: Mapping[str, SlabLayout],
+        source: TensorSource,
+        device: torch.device,
+        traffic: Traffic,
+        ranks: tuple[int, int],
+        broadcast: Callable[[str], str],
+        barrier: Callable[[], object],
+    ) -> None:
+        self.traffic = traffic
+        local, count = ranks
+        total = sum(layout.nbytes for layout in layouts.values())
+        pinned = device.type == "cuda"
+        if count == 1:
+            self.room = allocate(total, torch.device("cpu"), pinned=pinned)
+        else:
+            self.room = _shared_room(total, local, broadcast, barrier)
+        self.slabs: dict[str, Tensor] = {}
+        start = 0
+        for number, (name, layout) in enumerate(layouts.items()):
+            self.slabs[name] = self.room[start : start + layout.nbytes]
+            start += layout.nbytes
+            if number % count == local:
+                layout.fill(self.slabs[name], source, name)
+        barrier()
+        if pinned and count > 1:
+            _pin(self.room)
+        traffic.parked = total
+
+    def __call__(self, name: str, slot: Tensor) -> Wait:
+        slot.copy_(self.slabs[name], non_blocking=True)
+        self.traffic.host += slot.nbytes
+        self.traffic.fetches += 1
+        return _arrived
+
+    def close(self) -> None:
+        self.slabs.clear()
+
+
+def _shared_room(
+    total: int, local: int, broadcast: Callable[[str], str], barrier: Callable[[], object]
+) -> Tensor:
+    """Zeroed bytes that all ranks of this machine see, backed by memory and by no file name."""
+    folder = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
+    name = broadcast(f"liveavatar-{os.getpid()}-{os.urandom(4).hex()}")
+    path = folder / name
+    if local == 0:
+        free = shutil.disk_usage(folder).free
+        if free >= total:
+            with path.open("wb") as file:
+                file.truncate(total)
+    barrier()
+    if not path.exists():
+        raise ValueError(
+            f"strategy.source=host wants {total / 1e9:.1f} GB shared between this machine's ranks, and {folder} has not "
+            "that much room: enlarge it, or write strategy.source=peers"
+        )
+    room = torch.from_file(str(path), shared=True, size=total, dtype=torch.uint8)
+    barrier()
+    if local == 0:
+        path.unlink()
+    return room
+
+
+def _pin(room: Tensor) -> None:
+    """Page-lock shared memory for fast copies, in pieces: one huge registration fails on some systems."""
+    piece = 2**30 // mmap.PAGESIZE * mmap.PAGESIZE
+    for start in range(0, room.nbytes, piece):
+        size = min(piece, room.nbytes - start)
+        code = torch.cuda.cudart().cudaHostRegister(room.data_ptr() + start, size, 0)
+        if int(code) != 0:
+            raise RuntimeError(
+                f"page-locking {room.nbytes / 1e9:.1f} GB of host memory failed after {start / 1e9:.1f} GB (CUDA error "
+                f"{int(code)}): raise the limit of locked memory (ulimit -l), or write strategy.source=peers"
+            )

@@ -1,0 +1,123 @@
+"""Streaming unshard: each unit is brought in just before it computes and let go right after.
+
+The bound on top of the shards is `slots` units, whatever the world size: no copies in or out, no root unit that stays
+gathered. What the ranks of a shard group compute is the same request on every rank; the output rank shows it.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import torch
+from lightning.fabric.strategies import ModelParallelStrategy
+from torch.nn import Module
+
+from liveavatar.checkpoint.read import TensorSource
+from liveavatar.checkpoint.slab import SlabLayout, vacate
+from liveavatar.models.dit.model import AvatarDiT
+from liveavatar.strategies.base import Traffic
+from liveavatar.strategies.ring import SlabRing
+from liveavatar.strategies.sources import HostSlabs, PeerShards
+
+SOURCES = ("auto", "peers", "host")
+
+
+class FsdpStream(ModelParallelStrategy):
+    """Weights as shards on the ranks (`peers`) or in host memory (`host`), streamed through a ring of `slots`.
+
+    `source` auto takes peers above one rank and host at one. `timeout_s` bounds how long a rank waits for another.
+    Raises ValueError for a slot count or a source that cannot work.
+    """
+
+    name = "fsdp_stream"
+    max_devices = 16
+
+    def __init__(self, slots: int = 2, source: str = "auto", timeout_s: float = 120.0) -> None:
+        if slots < 2:
+            raise ValueError(
+                f"strategy.slots={slots}: one slot computes while another is filled, so at least strategy.slots=2"
+            )
+        if source not in SOURCES:
+            raise ValueError(f"strategy.source={source!r} is unknown; choose one of {', '.join(SOURCES)}")
+        if timeout_s <= 0:
+            raise ValueError(
+                f"strategy.timeout_s={timeout_s} must be positive (seconds to wait for another rank)"
+            )
+        super().__init__(self._refuse, timeout=timedelta(seconds=timeout_s))
+        self.slots, self.source = slots, source
+        self.traffic = Traffic()
+        self.ring: SlabRing | None = None
+        self._bytes: PeerShards | HostSlabs | None = None
+
+    @staticmethod
+    def _refuse(module: Module, mesh: Any) -> Module:
+        raise RuntimeError(
+            "FsdpStream brings units to life in `place`; Fabric's setup_module has no part in it"
+        )
+
+    def settle(self, accelerator: str) -> None:
+        """Devices are Fabric's choice here."""
+
+    def _configure_launcher(self) -> None:
+        # one process needs no launcher, and Fabric refuses those that start processes in a notebook
+        if self.num_processes > 1:
+            super()._configure_launcher()
+
+    def setup_environment(self) -> None:
+        # every rank holds a part of the weights: Fabric's `auto` would make this axis one wide on a single node
+        self._data_parallel_size = self.num_processes * self.num_nodes
+        self._tensor_parallel_size = 1
+        super().setup_environment()
+
+    @property
+    def device(self) -> torch.device:
+        return self.root_device
+
+    @property
+    def is_output_rank(self) -> bool:
+        return self.is_global_zero
+
+    def place(self, dit: AvatarDiT, source: TensorSource, dtype: torch.dtype) -> None:
+        units = dit.units()
+        chosen = self.source
+        if chosen == "auto":
+            chosen = "peers" if self.world_size > 1 else "host"
+        parts = self.world_size if chosen == "peers" else 1
+        layouts = {name: SlabLayout.of(unit, dtype, parts) for name, unit in units.items()}
+        if chosen == "peers":
+            self._bytes = PeerShards(layouts, source, self.device, self.traffic)
+        else:
+            local = (self.local_rank, self.num_processes)
+            self._bytes = HostSlabs(
+                layouts, source, self.device, self.traffic, local, self._tell_machine, self.barrier
+            )
+        for unit in units.values():
+            vacate(unit, dtype, self.device)
+        self.ring = SlabRing(units, layouts, self._bytes, self.slots, self.device)
+        self.traffic.held += self.ring.nbytes
+        dit.residency = self.ring
+        self._chosen = chosen
+
+    def _tell_machine(self, word: str) -> str:
+        """What the first rank of this machine says, on each of its ranks."""
+        words: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(words, word)
+        return words[self.global_rank - self.local_rank]
+
+    def summary(self) -> str:
+        ring = self.ring.nbytes if self.ring else 0
+        return (
+            f"fsdp_stream on {self.world_size} × {self.device.type}, weights from {self._chosen}: "
+            f"{(self.traffic.held - ring) / 1e6:.1f} MB of shards and {ring / 1e6:.1f} MB of ring ({self.slots} slots) "
+            f"per rank, {self.traffic.parked / 1e6:.1f} MB in host memory; every rank computes the same request"
+        )
+
+    def release(self) -> None:
+        """Wait for the transfers under way, and give the memory back."""
+        if self.ring is not None:
+            self.ring.close()
+            self.ring = None
+        if self._bytes is not None:
+            self._bytes.close()
+            self._bytes = None

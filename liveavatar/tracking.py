@@ -1,0 +1,115 @@
+"""The run directory: log, resolved configuration, metrics and what the run stood on. Only the output rank writes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = (
+    "torch",
+    "torchaudio",
+    "lightning",
+    "transformers",
+    "diffusers",
+    "av",
+    "soxr",
+    "hydra-core",
+    "numpy",
+)
+
+
+def make_run_directory(given: str | None) -> Path:
+    """Create `output.dir`, or a new outputs/<date>/<time> when none is given.
+
+    Raises ValueError where no file can be written.
+    """
+    try:
+        if given is not None:
+            path = Path(given).expanduser()
+            path.mkdir(parents=True, exist_ok=True)
+        else:
+            path = _fresh(Path("outputs") / time.strftime("%Y-%m-%d") / time.strftime("%H-%M-%S"))
+        probe = path / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"output.dir={given or 'outputs/…'} cannot be written to ({error.strerror or error}): name a folder of "
+            "yours, for example output.dir=/tmp/avatar"
+        ) from error
+    return path.resolve()
+
+
+def _fresh(path: Path) -> Path:
+    """That folder, or the first of its numbered siblings that does not exist yet."""
+    for number in range(1000):
+        candidate = path if number == 0 else path.with_name(f"{path.name}-{number}")
+        try:
+            candidate.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return candidate
+    raise FileExistsError(17, "a thousand runs in one second", str(path))
+
+
+def start_log(path: Path | None) -> None:
+    """Log to the terminal, and to a file where there is one; on other ranks (`path` None) errors alone are said."""
+    root = logging.getLogger("liveavatar")
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+        handler.close()
+    root.propagate = False
+    root.setLevel(logging.INFO)
+    screen = logging.StreamHandler()
+    screen.setFormatter(logging.Formatter("%(message)s"))
+    screen.setLevel(logging.INFO if path else logging.ERROR)
+    root.addHandler(screen)
+    if path is not None:
+        file = logging.FileHandler(path / "run.log", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        root.addHandler(file)
+
+
+def stamp(device: str, threads: int, ranks: int) -> dict[str, Any]:
+    """What a number was measured on: hardware, versions, threads."""
+    found: dict[str, Any] = {
+        "run/device": device,
+        "run/cpu": _cpu_name(),
+        "run/cores": os.cpu_count(),
+        "run/threads": threads,
+        "run/ranks": ranks,
+        "run/python": platform.python_version(),
+    }
+    if device.startswith("cuda"):
+        import torch
+
+        found["run/gpu"] = torch.cuda.get_device_name()
+    for library in LIBRARIES:
+        try:
+            found[f"run/{library}"] = version(library)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
+    """metrics.json: flat, `group/name` keys, replaced as a whole so that a reader never sees half of it."""
+    target = path / "metrics.json"
+    draft = target.with_suffix(".json.part")
+    draft.write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    draft.replace(target)

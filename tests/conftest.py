@@ -1,0 +1,26 @@
+"""Options and guards that all tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--goldens",
+        type=Path,
+        default=HERE / "data" / "goldens",
+        help="folder of golden cases in the published format; every case in it is run (default: the vendored ones)",
+    )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Bit equality holds at equal thread counts: every comparison is made at one."""
+    import torch
+
+    torch.set_num_threads(1)
