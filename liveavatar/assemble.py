@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -11,25 +13,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from lightning.fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from liveavatar.checkpoint.load import materialise
 from liveavatar.checkpoint.read import TensorSource
-from liveavatar.intake import Parts
+from liveavatar.config import make
+from liveavatar.intake import Parts, check_request
 from liveavatar.media.image import parse_area
 from liveavatar.memory.profiler import PeakMemory
 from liveavatar.metrics.speed import SpeedMeter
 from liveavatar.session import AvatarSession, Stream
 from liveavatar.sinks import Fanout, LatentSink, NullSink, ProgressSink
-from liveavatar.tracking import make_run_directory, stamp, start_log, write_metrics
+from liveavatar.tracking import check_output_file, make_run_directory, stamp, start_log, write_metrics
 from liveavatar.types import AvatarRequest, Sink, VideoChunk
 
 log = logging.getLogger(__name__)
 
 MAX_CPU_RANKS = 16
+ESSENTIAL = ("video", "latents")
+"""Sinks that a user asked for: a run in which one of them failed has failed, whatever the others kept."""
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -45,54 +50,61 @@ class Run:
     speed: SpeedMeter
     memory: PeakMemory
     metrics: dict[str, Any] = field(default_factory=dict)
-    _sinks: Fanout | None = None
+    _sinks: Fanout = field(default_factory=lambda: Fanout({}))
 
     def chunks(self) -> Iterator[VideoChunk]:
         """The video of the request, each piece already handed to all sinks."""
         self.speed.begin()
         stream = self.session.prepare(self.request)
         self.memory.end("encode")
-        self._sinks = self._open(stream)
         blocks = stream.gathered.blocks
         try:
+            self._sinks = self._fanout()
+            self._sinks.open(stream.info)
             for chunk in self.session.chunks(stream):
                 self._sinks.write(chunk)
                 yield chunk
+            self._sinks.close()
+            for failure in (self._sinks.failures.get(name) for name in ESSENTIAL):
+                if failure is not None:
+                    raise failure
             self.metrics["run/finished"] = True
-        finally:
-            self._finish(stream, blocks)
+        except BaseException:
+            with contextlib.suppress(OSError):  # the failure under way is the one to tell
+                self._finish(stream, blocks)
+            raise
+        self._finish(stream, blocks)
 
-    def _open(self, stream: Stream) -> Fanout:
+    def _fanout(self) -> Fanout:
         """Sinks of this run; ranks that do not show anything have none."""
         if not self.session.shows:
             return Fanout({"none": NullSink()})
-        sinks: dict[str, Sink] = {"video": instantiate(self.cfg.sink)}
+        sinks: dict[str, Sink] = {"video": make(self.cfg.sink, "sink")}
         if self.cfg.output.latents is not None:
             config = OmegaConf.to_yaml(self.cfg, resolve=True)
             about = {"config": config, "threads": str(torch.get_num_threads())}
-            sinks["latents"] = LatentSink(Path(self.cfg.output.latents), about)
+            sinks["latents"] = LatentSink(Path(self.cfg.output.latents).expanduser(), about)
         sinks |= {"speed": self.speed, "progress": ProgressSink()}
-        fanout = Fanout(sinks, essential=tuple(name for name in ("video", "latents") if name in sinks))
-        fanout.open(stream.info)
-        return fanout
+        return Fanout(sinks, essential=tuple(name for name in ESSENTIAL if name in sinks))
 
     def _finish(self, stream: Stream, blocks: int) -> None:
         """Close the sinks and write what is known of the run, however it ended."""
-        if self._sinks is not None:
+        try:
             self._sinks.close()
-        self.memory.end("run")
-        moved = self.strategy.traffic
-        self.metrics |= self.speed.values() | self.memory.values
-        self.metrics |= {
-            "traffic/host_bytes_per_block": moved.host / blocks,
-            "traffic/received_bytes_per_block": moved.received / blocks,
-            "traffic/unit_fetches_per_block": moved.fetches / blocks,
-            "memory/weights/device": moved.held,
-            "memory/weights/host": moved.parked,
-            "memory/caches/device": stream.rollout.caches.nbytes,
-        }
-        if self.directory is not None:
-            write_metrics(self.directory, self.metrics)
+        finally:
+            self.memory.end("run")
+            moved = self.strategy.traffic
+            self.metrics |= self.speed.values() | self.memory.values
+            self.metrics |= {
+                "traffic/host_bytes_per_block": moved.host / blocks,
+                "traffic/received_bytes_per_block": moved.received / blocks,
+                "traffic/unit_fetches_per_block": moved.fetches / blocks,
+                "memory/weights/device": moved.held,
+                "memory/weights/host": moved.parked,
+                "memory/caches/device": stream.rollout.caches.nbytes,
+            }
+            if self.directory is not None:
+                write_metrics(self.directory, self.metrics)
 
     def close(self) -> None:
         self.strategy.release()
@@ -110,18 +122,29 @@ def assemble(cfg: DictConfig) -> Run:
     Raises ValueError, naming the key, for anything in the configuration that cannot work; what can be checked is
     checked before a process is started.
     """
+    start_log(None)
     request = make_request(cfg)
-    strategy = instantiate(cfg.strategy)
-    sampler, rollout, speech = instantiate(cfg.sampler), instantiate(cfg.rollout), instantiate(cfg.speech)
-    rollout_mode = rollout.mode
+    strategy, sampler = make(cfg.strategy, "strategy"), make(cfg.sampler, "sampler")
+    rollout, speech = make(cfg.rollout, "rollout"), make(cfg.speech, "speech")
+    source: TensorSource = make(cfg.weights, "weights")
+    threads = thread_count(cfg)
+    dtypes = _dtype(cfg, "dit"), _dtype(cfg, "encoders")
     fabric = make_fabric(cfg, strategy)
-    if rollout_mode == "clipwise" and fabric.world_size > 1:
+    if rollout.mode == "clipwise" and fabric.world_size > 1:
         raise ValueError(
             f"rollout=clipwise runs on one device, and fabric.devices={cfg.fabric.devices}: "
             "use rollout=streaming, or fabric.devices=1"
         )
+    if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0:
+        check_request(request)
+        if cfg.output.latents is not None:
+            check_output_file(cfg.output.latents, "output.latents")
+        if cfg.output.dir is not None:
+            make_run_directory(cfg.output.dir)
+    for library in ("lightning.fabric", "lightning.pytorch"):  # their banner says nothing that our log does not
+        logging.getLogger(library).setLevel(logging.WARNING)
     fabric.launch()
-    threads = set_threads(cfg, fabric)
+    torch.set_num_threads(threads)
     shows = strategy.is_output_rank
     directory = make_run_directory(cfg.output.dir) if shows else None
     start_log(directory)
@@ -131,14 +154,11 @@ def assemble(cfg: DictConfig) -> Run:
 
     began = time.perf_counter()
     memory = PeakMemory(strategy.device)
-    source: TensorSource = instantiate(cfg.weights)
-    parts = build_parts(cfg, source, strategy)
+    parts = build_parts(cfg, source, strategy, *dtypes)
     memory.end("load")
     log.info(strategy.summary())
     if source.origin == "random":
-        log.warning(
-            "weights: random. The picture will be noise: this shows that the machinery runs, not an avatar."
-        )
+        log.warning("weights: random. The picture will be noise: this shows that the machinery runs, not an avatar.")
     metrics = stamp(str(strategy.device), threads, fabric.world_size)
     metrics |= {
         "run/finished": False,
@@ -154,27 +174,36 @@ def assemble(cfg: DictConfig) -> Run:
 def make_request(cfg: DictConfig) -> AvatarRequest:
     """The request that `cfg.request` and `cfg.seed` describe."""
     asked = cfg.request
-    for key in ("image", "audio"):
+    for key, suffix in (("image", "jpg"), ("audio", "wav")):
         if not asked[key]:
-            raise ValueError(
-                f"request.{key} is empty: name a file, for example request.{key}=me.{'jpg' if key == 'image' else 'wav'}"
-            )
+            raise ValueError(f"request.{key} is empty: name a file, as in request.{key}=me.{suffix}")
+    longest = asked.max_seconds
+    if longest is not None and not (_is_number(longest) and longest > 0):
+        raise ValueError(
+            f"request.max_seconds={longest} must be a number of seconds above 0, or null for the whole voice"
+        )
+    if not _is_number(cfg.seed) or cfg.seed != int(cfg.seed):
+        raise ValueError(f"seed={cfg.seed!r} must be a whole number, as in seed=0")
     return AvatarRequest(
-        image=Path(asked.image),
+        image=Path(asked.image).expanduser(),
         audio=_paths(asked.audio),
         prompt=str(asked.prompt or ""),
         size=parse_area(asked.size, cfg.model.size_multiple),
         seed=int(cfg.seed),
-        max_seconds=None if asked.max_seconds is None else float(asked.max_seconds),
-        pose=None if asked.pose is None else Path(asked.pose),
+        max_seconds=None if longest is None else float(longest),
+        pose=None if asked.pose is None else Path(asked.pose).expanduser(),
         masks=_paths(asked.masks) if asked.masks else (),
     )
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _paths(joined: str) -> tuple[Path, ...]:
     """`a.wav+b.wav` as two paths, unless a file has a plus sign in its name."""
-    whole = Path(str(joined))
-    return (whole,) if whole.exists() else tuple(Path(part) for part in str(joined).split("+"))
+    whole = Path(str(joined)).expanduser()
+    return (whole,) if whole.exists() else tuple(Path(part).expanduser() for part in str(joined).split("+"))
 
 
 def make_fabric(cfg: DictConfig, strategy: Any) -> Fabric:
@@ -184,20 +213,14 @@ def make_fabric(cfg: DictConfig, strategy: Any) -> Fabric:
     if accelerator not in ("auto", "cpu", "cuda"):
         raise ValueError(f"fabric.accelerator={accelerator!r} is unknown; write auto, cpu or cuda")
     if accelerator == "cuda" and not gpus:
-        raise ValueError(
-            "fabric.accelerator=cuda, but PyTorch finds no GPU here: write fabric.accelerator=cpu"
-        )
+        raise ValueError("fabric.accelerator=cuda, but PyTorch finds no GPU here: write fabric.accelerator=cpu")
     if accelerator == "auto":
         accelerator = "cuda" if gpus else "cpu"
     most = gpus if accelerator == "cuda" else MAX_CPU_RANKS
     if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
         raise ValueError(f"fabric.devices={devices!r} must be a whole number from 1 to {most}")
     if devices > most:
-        advice = (
-            "write fabric.accelerator=cpu to run on the CPU"
-            if accelerator == "cuda"
-            else "more only slow it down"
-        )
+        advice = "write fabric.accelerator=cpu to run on the CPU" if accelerator == "cuda" else "more only slow it down"
         raise ValueError(f"fabric.devices={devices}, but {accelerator} offers at most {most} here: {advice}")
     if devices > strategy.max_devices:
         raise ValueError(
@@ -205,40 +228,34 @@ def make_fabric(cfg: DictConfig, strategy: Any) -> Fabric:
             "add +strategy=fsdp_stream to divide the weights among them"
         )
     strategy.settle(accelerator)
-    nodes = (
-        max(1, int(os.environ.get("WORLD_SIZE", devices)) // devices)
-        if "LOCAL_WORLD_SIZE" in os.environ
-        else 1
-    )
+    nodes = max(1, int(os.environ.get("WORLD_SIZE", devices)) // devices) if "LOCAL_WORLD_SIZE" in os.environ else 1
     return Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, strategy=strategy)
 
 
-def set_threads(cfg: DictConfig, fabric: Fabric) -> int:
-    """Set and return the intra-op threads of this process: the last bit of a matrix product depends on them."""
+def thread_count(cfg: DictConfig) -> int:
+    """The intra-op threads of each process: the last bit of a matrix product depends on them."""
     threads = cfg.fabric.threads
     if threads is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = max(1, cores // int(cfg.fabric.devices))
+        devices = cfg.fabric.devices
+        return max(1, cores // devices) if isinstance(devices, int) and devices > 0 else 1
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise ValueError(
-            f"fabric.threads={threads!r} must be a whole number from 1, or null for cores ÷ processes"
-        )
-    torch.set_num_threads(threads)
+        raise ValueError(f"fabric.threads={threads!r} must be a whole number from 1, or null for cores ÷ processes")
     return threads
 
 
-def build_parts(cfg: DictConfig, source: TensorSource, strategy: Any) -> Parts:
+def build_parts(
+    cfg: DictConfig, source: TensorSource, strategy: Any, dit_dtype: torch.dtype, dtype: torch.dtype
+) -> Parts:
     """Build every model on meta and fill it: the DiT by the strategy, the others resident on its device."""
-    dit_dtype, dtype = _dtype(cfg, "dit"), _dtype(cfg, "encoders")
     with torch.device("meta"):
-        dit = instantiate(cfg.model.dit)
-        others: dict[str, nn.Module] = {
-            name: instantiate(cfg.model[name]) for name in ("text", "speech", "vae")
-        }
+        dit = make(cfg.model.dit, "model.dit")
+        names = ("text", "speech", "vae")
+        others: dict[str, nn.Module] = {name: make(cfg.model[name], f"model.{name}") for name in names}
     for name, module in others.items():
         materialise(module, _Named(source, name), strategy.device, dtype)
     strategy.place(dit.eval(), source, dit_dtype)
-    tokenizer = instantiate(cfg.model.tokenizer)
+    tokenizer = make(cfg.model.tokenizer, "model.tokenizer")
     return Parts(dit, others["text"], tokenizer, others["speech"], others["vae"], cfg.model.size_multiple)  # type: ignore[arg-type]
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 FREE_TEXT = ("request.prompt", "request.image", "request.audio", "request.pose", "request.masks")
-FREE_TEXT += ("output.dir", "output.latents", "weights.dir")
+FREE_TEXT += ("output.dir", "output.latents", "weights.dir", "weights.lora", "sink.path")
+"""Keys whose values are words or paths: whatever a user types for them is meant as it stands."""
+
+_IN_QUOTES = re.compile(r'(["\'])(?:(?:(?!\1)[^\\])|\\.)*\1', re.DOTALL)
+_INTERPOLATION = re.compile(r"\$\{(?:[\w.]+|(?:asset|oc\.\w+):.*)\}")
 
 
 def conf_dir() -> str:
@@ -50,23 +55,46 @@ def compose(name: str = "infer", overrides: Sequence[str] = ()) -> DictConfig:
         return hydra_compose(name, overrides=quoted(overrides))
 
 
-def quoted(arguments: Sequence[str]) -> list[str]:
-    """Arguments in which free text stands in quotes, so that a prompt may hold commas, colons and brackets.
+def make(node: Any, key: str) -> Any:
+    """Instantiate the node `key` of a configuration, with plain lists and numbers for its constructor.
 
-    Hydra would read `request.prompt=A man, smiling` as a choice of two. Values that are already quoted, or that are
-    interpolations or null, stay as they are.
+    Raises ValueError: the constructor's own, or one that names the node whose values it does not take.
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, ValueError):
+            raise ValueError(str(cause)) from cause
+        if isinstance(cause, TypeError):
+            raise ValueError(
+                f"{key}: {node.get('_target_')} does not take these values ({cause}); --cfg job prints the node"
+            ) from cause
+        raise
+
+
+def quoted(arguments: Sequence[str]) -> list[str]:
+    """Arguments in which free text stands in quotes, so that a prompt may hold commas, colons, brackets and `$`.
+
+    Hydra would read `request.prompt=A man, smiling` as a choice of two. What stands in quotes of its own already, and
+    null, stay as they are, so quoting twice is quoting once. A path may be an interpolation as a whole
+    (`${asset:…}`); in a prompt `${` means itself.
     """
     return [_quoted(argument) for argument in arguments]
 
 
 def _quoted(argument: str) -> str:
     key, sign, value = argument.partition("=")
-    if not sign or key.lstrip("+") not in FREE_TEXT:
+    name = key.lstrip("+")
+    if not sign or name not in FREE_TEXT or value in ("", "null") or _IN_QUOTES.fullmatch(value):
         return argument
-    done = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
-    if done or value in ("", "null") or value.startswith("${"):
+    if name != "request.prompt" and _INTERPOLATION.fullmatch(value):
         return argument
-    escaped = (
-        value.replace("\\", "\\\\").replace('"', '\\"') if '"' in value or value.endswith("\\") else value
-    )
-    return f'{key}="{escaped}"'
+    # OmegaConf reads `${`, Hydra reads quotes; before either, each takes two backslashes for one
+    value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    value = re.sub(r'(\\*)"', r'\1\1\\"', value)
+    value = re.sub(r"(\\+)\Z", r"\1\1", value)
+    return f'{key}="{value}"'

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 INTERRUPTED, FAILED, MISTAKEN = 130, 1, 2
+PEER_LEFT = ("Connection closed by peer", "Connection reset by peer")
+"""How gloo says that another process is gone; that process tells why."""
+
+_composed = False
+"""Whether Hydra has handed a configuration over: an exit before that is a mistake on the command line."""
 
 
 def infer(cfg: DictConfig) -> dict[str, Any]:
@@ -49,7 +54,8 @@ def summary(directory: Any, metrics: dict[str, Any]) -> str:
 
 @hydra.main(version_base="1.3", config_path=conf_dir(), config_name="infer")
 def _main(cfg: DictConfig) -> None:
-    code = 0
+    global _composed
+    _composed, code = True, 0
     try:
         infer(cfg)
     except KeyboardInterrupt:
@@ -59,7 +65,12 @@ def _main(cfg: DictConfig) -> None:
         _say(str(error), error)
         code = MISTAKEN
     except OSError as error:
-        _say(str(error), error)
+        _say(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", error)
+        code = FAILED
+    except RuntimeError as error:
+        if not any(words in str(error) for words in PEER_LEFT):
+            raise
+        _say("another process of this run has ended; what was finished is in the file", error)
         code = FAILED
     if code:
         sys.exit(code)
@@ -71,9 +82,7 @@ def _say(message: str, error: BaseException | None) -> None:
     files = [handler for handler in log.handlers if isinstance(handler, logging.FileHandler)]
     if files and error is not None:
         for handler in files:
-            handler.handle(
-                logging.LogRecord("liveavatar", logging.ERROR, __file__, 0, message, (), _info(error))
-            )
+            handler.handle(logging.LogRecord("liveavatar", logging.ERROR, __file__, 0, message, (), _info(error)))
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         sys.stderr.write(f"liveavatar: {message}\n")
 
@@ -86,7 +95,12 @@ def main() -> None:
     """Entry point of `python -m liveavatar.infer` and of the console script."""
     register_resolvers()
     sys.argv[1:] = quoted(sys.argv[1:])
-    _main()
+    try:
+        _main()
+    except SystemExit as ended:
+        if ended.code == 1 and not _composed:
+            raise SystemExit(MISTAKEN) from None
+        raise
 
 
 if __name__ == "__main__":

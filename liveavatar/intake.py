@@ -74,9 +74,7 @@ class SpeechSettings:
 
     def __post_init__(self) -> None:
         if self.context not in ("full", "window"):
-            raise ValueError(
-                f"speech.context={self.context!r} is unknown; write speech.context=full or =window"
-            )
+            raise ValueError(f"speech.context={self.context!r} is unknown; write speech.context=full or =window")
 
 
 @dataclass(frozen=True)
@@ -90,18 +88,44 @@ class Gathered:
     blocks: int
 
 
+def check_request(request: AvatarRequest) -> None:
+    """Read all that a request names and keep nothing, so that a mistake is told before a model is loaded.
+
+    Raises ValueError, naming the key, for what cannot be used.
+    """
+    load_image(request.image)
+    voices = [load_voice(path) for path in request.audio]
+    _seconds(voices, request)
+    if len(voices) > 1:
+        load_masks(request.masks)
+    if request.pose is not None:
+        read_video(request.pose, limit=1)
+
+
+def _seconds(voices: list[Voice], request: AvatarRequest) -> float:
+    """How much of the voices is heard."""
+    longest = request.max_seconds
+    if longest is not None and not longest > 0:
+        raise ValueError(f"request.max_seconds={longest} must be positive, or null for the whole voice")
+    if len(voices) > 1 and len(request.masks) != len(voices):
+        raise ValueError(
+            f"request.audio names {len(voices)} voices, so request.masks must name as many masks, one for each "
+            f"speaker (white where the speaker is); it names {len(request.masks)}"
+        )
+    shortest = min(voice.seconds for voice in voices)
+    return shortest if longest is None else min(shortest, longest)
+
+
 class Intake:
     """Reads and encodes requests for one set of models. Raises ValueError, naming the key, for what cannot be used."""
 
-    def __init__(
-        self, parts: Parts, rollout: RolloutSettings, speech: SpeechSettings, device: torch.device
-    ) -> None:
+    def __init__(self, parts: Parts, rollout: RolloutSettings, speech: SpeechSettings, device: torch.device) -> None:
         self.parts, self.rollout, self.speech, self.device = parts, rollout, speech, device
 
     @torch.no_grad()
     def __call__(self, request: AvatarRequest) -> Gathered:
         voices = [load_voice(path) for path in request.audio]
-        seconds = self._seconds(voices, request)
+        seconds = _seconds(voices, request)
         voices = [voice.cut(seconds).padded(BLOCK_FRAMES / FPS) for voice in voices]
         image = load_image(request.image)
         height, width = fit_size(image.height, image.width, request.size, self.parts.size_multiple)
@@ -123,19 +147,6 @@ class Intake:
         info = StreamInfo(width, height, FPS, PLAYBACK_RATE, frames, blocks)
         return Gathered(info, given, window, mix(voices), blocks)
 
-    def _seconds(self, voices: list[Voice], request: AvatarRequest) -> float:
-        if request.max_seconds is not None and request.max_seconds <= 0:
-            raise ValueError(
-                f"request.max_seconds={request.max_seconds} must be positive, or null for the whole voice"
-            )
-        if len(voices) > 1 and len(request.masks) != len(voices):
-            raise ValueError(
-                f"request.audio names {len(voices)} voices, so request.masks must name as many masks, one for each "
-                f"speaker (white where the speaker is); it names {len(request.masks)}"
-            )
-        shortest = min(voice.seconds for voice in voices)
-        return shortest if request.max_seconds is None else min(shortest, request.max_seconds)
-
     def _look(self, picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Reference latent, motion latents, and the frames that the motion latents stand for."""
         codec = self.parts.codec
@@ -153,9 +164,7 @@ class Intake:
         if given.context == "full" and longest <= given.full_limit_s:
             return FullAudio(self.parts.speech, pcms, self.rollout.frames_per_clip, lead)
         if given.context == "full":
-            log.info(
-                "the voice lasts %.0f s, more than speech.full_limit_s: it is heard through a window", longest
-            )
+            log.info("the voice lasts %.0f s, more than speech.full_limit_s: it is heard through a window", longest)
         sources = [PcmBuffer(pcm) for pcm in pcms]
         return WindowAudio(self.parts.speech, sources, given.left_s, given.right_s, given.norm_s, lead)
 

@@ -93,13 +93,9 @@ class AvatarSession:
         if settings.mode == "clipwise":
             clips = ClipDecoding(self.parts.codec, given.motion, gathered.window, settings.blocks_per_clip)
             refresh = settings.blocks_per_clip if self.decode_online else None
-            return Stream(
-                gathered, rollout, SinkPlan(given.reference, lambda: clips.motion, refresh=refresh), clips
-            )
+            return Stream(gathered, rollout, SinkPlan(given.reference, lambda: clips.motion, refresh=refresh), clips)
         sink = SinkPlan(given.reference, lambda: given.motion, refresh=settings.blocks_per_clip)
-        return Stream(
-            gathered, rollout, sink, StreamDecoding(self.parts.codec, given.motion) if self.shows else None
-        )
+        return Stream(gathered, rollout, sink, StreamDecoding(self.parts.codec, given.motion) if self.shows else None)
 
     def chunks(self, stream: Stream) -> Iterator[VideoChunk]:
         """Denoise, decode and hand out a prepared stream."""

@@ -35,9 +35,7 @@ class Fanout:
 
     def __init__(self, sinks: Mapping[str, Sink], essential: tuple[str, ...] = ()) -> None:
         if unknown := sorted(set(essential) - set(sinks)):
-            raise ValueError(
-                f"There is no sink named {', '.join(unknown)}; there are: {', '.join(sinks) or 'none'}."
-            )
+            raise ValueError(f"There is no sink named {', '.join(unknown)}; there are: {', '.join(sinks) or 'none'}.")
         self.failures: dict[str, Exception] = {}
         self._working = dict(sinks)
         self._essential = essential
@@ -163,9 +161,7 @@ class LatentSink:
         if name in self._index:
             raise ValueError(f"{name} came twice: each block has one final set of latents.")
         if latents.dtype not in kinds:
-            raise ValueError(
-                f"{name} is {latents.dtype}; latents are stored as float32, bfloat16 or float16."
-            )
+            raise ValueError(f"{name} is {latents.dtype}; latents are stored as float32, bfloat16 or float16.")
         data = latents.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
         file.write(data)
         file.flush()  # what is in the index is in the spool

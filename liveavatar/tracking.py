@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import platform
+import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -46,6 +47,21 @@ def make_run_directory(given: str | None) -> Path:
     return path.resolve()
 
 
+def check_output_file(given: str, key: str) -> None:
+    """Make sure that a file of that name can be made, and make its folder. Raises ValueError, naming `key`."""
+    path = Path(given).expanduser()
+    reason = "is a folder" if path.is_dir() else None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = path.with_name(f".{path.name}.writable")
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        reason = f"cannot be written ({error.strerror or error})"
+    if reason:
+        raise ValueError(f"{key}={given} {reason}: name a file in a folder of yours")
+
+
 def _fresh(path: Path) -> Path:
     """That folder, or the first of its numbered siblings that does not exist yet."""
     for number in range(1000):
@@ -58,6 +74,21 @@ def _fresh(path: Path) -> Path:
     raise FileExistsError(17, "a thousand runs in one second", str(path))
 
 
+class _Said(logging.Formatter):
+    """The message alone: where an error came from belongs into the file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return record.getMessage()
+
+
+class _LogFile(logging.FileHandler):
+    """A log that falls silent on a full disk, which the sinks tell, instead of covering the screen in tracebacks."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 def start_log(path: Path | None) -> None:
     """Log to the terminal, and to a file where there is one; on other ranks (`path` None) errors alone are said."""
     root = logging.getLogger("liveavatar")
@@ -67,11 +98,11 @@ def start_log(path: Path | None) -> None:
     root.propagate = False
     root.setLevel(logging.INFO)
     screen = logging.StreamHandler()
-    screen.setFormatter(logging.Formatter("%(message)s"))
+    screen.setFormatter(_Said())
     screen.setLevel(logging.INFO if path else logging.ERROR)
     root.addHandler(screen)
     if path is not None:
-        file = logging.FileHandler(path / "run.log", encoding="utf-8")
+        file = _LogFile(path / "run.log", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(file)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:  # torch costs seconds to import; this module is imported by everything
     import numpy as np
@@ -98,7 +98,7 @@ class VideoChunk:
 
 
 class Sink(Protocol):
-    """Whoever consumes finished video: a file, a page, a meter. `close` is called exactly once, also after a failure."""
+    """Whoever consumes finished video: a file, a page, a meter. `close` is called once, also after a failure."""
 
     def open(self, info: StreamInfo) -> None: ...
 
@@ -107,6 +107,7 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
 class BlockAudio(Protocol):
     """Speech features of a stream, asked for block by block (see `models.speech`)."""
 

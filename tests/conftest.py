@@ -5,8 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
+
+import tests.shapes
 
 HERE = Path(__file__).resolve().parent
+
+# before anything of the package is imported: shapes written in annotations are checked on every call
+install_import_hook(
+    ["liveavatar.ops", "liveavatar.models", "liveavatar.sampling"], f"{tests.shapes.__name__}.checked"
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

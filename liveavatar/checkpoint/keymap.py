@@ -41,9 +41,7 @@ class KeyMap:
         self.aliases = tuple(aliases)
         for left, right in (*self.rules, *self.aliases):
             if sorted(_PLACEHOLDER.findall(left)) != sorted(_PLACEHOLDER.findall(right)):
-                raise ValueError(
-                    f"{name}: {left!r} and {right!r} must hold the same placeholders to work both ways"
-                )
+                raise ValueError(f"{name}: {left!r} and {right!r} must hold the same placeholders to work both ways")
         self._forward = _compiled(self.rules)
         self._backward = _compiled((ours, published) for published, ours in self.rules)
         self._alias = _compiled(self.aliases)

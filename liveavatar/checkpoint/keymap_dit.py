@@ -1,4 +1,4 @@
-"""Names of the DiT: the published checkpoint's on the left, ours on the right (`casual` is the checkpoint's spelling)."""
+"""Names of the DiT: the published ones on the left, ours on the right (`casual` is the checkpoint's spelling)."""
 
 from liveavatar.checkpoint.keymap import KeyMap
 

@@ -25,7 +25,5 @@ def materialise(module: nn.Module, source: TensorSource, device: torch.device, d
             owner._parameters[name] = placed[id(parameter)]
     stranded = [name for name, buffer in module.named_buffers() if buffer.is_meta]
     if stranded:
-        raise RuntimeError(
-            f"buffers {stranded} of {type(module).__name__} were built on meta and have no source"
-        )
+        raise RuntimeError(f"buffers {stranded} of {type(module).__name__} were built on meta and have no source")
     module.eval()

@@ -43,9 +43,7 @@ class LoraWeights:
     ) -> None:
         self.base, self.path, self.alpha, self.weight = base, Path(path), alpha, weight
         if not self.path.is_file():
-            raise ValueError(
-                f"weights.lora={self.path} does not exist: give the path of a LoRA safetensors file"
-            )
+            raise ValueError(f"weights.lora={self.path} does not exist: give the path of a LoRA safetensors file")
         self._file = safe_open(self.path, framework="pt")
         self._content = self._sorted(keymap)
 
@@ -99,7 +97,5 @@ class LoraWeights:
                 content.pairs.setdefault(ours, _Pair()).up = key
         halves = [name for name, pair in content.pairs.items() if pair.down is None or pair.up is None]
         if halves:
-            raise ValueError(
-                f"{self.path}: {halves[0]!r} has only one of lora_A and lora_B: the file is not complete"
-            )
+            raise ValueError(f"{self.path}: {halves[0]!r} has only one of lora_A and lora_B: the file is not complete")
         return content

@@ -42,9 +42,7 @@ class RandomWeights:
     def read(self, name: str, shape: torch.Size) -> Tensor:
         place = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
         key = np.array([self.seed % 2**64, place], dtype=np.uint64)
-        values = np.random.Generator(np.random.Philox(key=key)).standard_normal(
-            math.prod(shape), dtype=np.float32
-        )
+        values = np.random.Generator(np.random.Philox(key=key)).standard_normal(math.prod(shape), dtype=np.float32)
         tensor = torch.from_numpy(values).reshape(shape)
         return self._scaled(name, tensor)
 
@@ -74,9 +72,7 @@ class SafetensorsWeights:
         try:
             self._file = safe_open(self.path, framework="pt")
         except Exception as error:  # safetensors raises a class of its own making
-            raise ValueError(
-                f"weights file {self.path} is not a readable safetensors file: {error}"
-            ) from error
+            raise ValueError(f"weights file {self.path} is not a readable safetensors file: {error}") from error
         self._published = {keymap.to_ours(name): name for name in self._file.keys()}  # noqa: SIM118 - not a dict
 
     @property

@@ -52,8 +52,7 @@ class SlabLayout:
     def views(self, slab: Tensor) -> dict[str, Tensor]:
         """The parameters as views of a slab (uint8, at least `nbytes` long)."""
         return {
-            name: slab[e.offset : e.offset + e.nbytes].view(e.dtype).view(e.shape)
-            for name, e in self.entries.items()
+            name: slab[e.offset : e.offset + e.nbytes].view(e.dtype).view(e.shape) for name, e in self.entries.items()
         }
 
     def fill(self, target: Tensor, source: TensorSource, prefix: str, start: int = 0) -> None:

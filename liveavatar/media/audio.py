@@ -70,9 +70,7 @@ def load_voice(path: str | Path, key: str = "request.audio") -> Voice:
     if path.is_dir():
         raise ValueError(f"{key}={path} is a folder. Type the path of one sound file in it.")
     if not path.is_file():
-        raise ValueError(
-            f"{key}={path} does not exist. Check the path; a relative one starts at {Path.cwd()}."
-        )
+        raise ValueError(f"{key}={path} does not exist. Check the path; a relative one starts at {Path.cwd()}.")
     if path.stat().st_size == 0:
         raise ValueError(f"{key}={path} is an empty file. Record or download the voice again.")
     try:
@@ -137,17 +135,13 @@ def _checked(pcm: np.ndarray, path: Path, key: str) -> np.ndarray:
     if len(pcm) == 0:
         raise ValueError(f"{key}={path} holds no sound that can be decoded. Export or record it again.")
     if not np.isfinite(pcm).all():
-        raise ValueError(
-            f"{key}={path} holds samples that are NaN or infinite. Export it again, as 16-bit WAV."
-        )
+        raise ValueError(f"{key}={path} holds samples that are NaN or infinite. Export it again, as 16-bit WAV.")
     return pcm
 
 
 def _single(rates: set[int], path: Path, key: str) -> int:
     if len(rates) != 1 or min(rates) < 1:
-        raise ValueError(
-            f"{key}={path} changes its sample rate ({sorted(rates)}). Export it again at one rate."
-        )
+        raise ValueError(f"{key}={path} changes its sample rate ({sorted(rates)}). Export it again at one rate.")
     return rates.pop()
 
 

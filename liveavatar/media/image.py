@@ -124,9 +124,7 @@ def _existing_file(path: Path, key: str) -> Path:
     if path.is_dir():
         raise ValueError(f"{key}={path} is a folder. Type the path of one picture in it.")
     if not path.is_file():
-        raise ValueError(
-            f"{key}={path} does not exist. Check the path; a relative one starts at {Path.cwd()}."
-        )
+        raise ValueError(f"{key}={path} does not exist. Check the path; a relative one starts at {Path.cwd()}.")
     if path.stat().st_size == 0:
         raise ValueError(f"{key}={path} is an empty file. Copy or download the picture again.")
     return path

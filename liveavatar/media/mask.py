@@ -34,22 +34,16 @@ def load_masks(paths: Sequence[str | Path], key: str = KEY) -> list[UInt8[np.nda
         listed = ", ".join(
             f"{path}: {track.shape[2]}x{track.shape[1]}" for path, track in zip(paths, tracks, strict=True)
         )
-        raise ValueError(
-            f"{key}: the masks of all speakers must have one size, but there are {listed}. Resize them."
-        )
+        raise ValueError(f"{key}: the masks of all speakers must have one size, but there are {listed}. Resize them.")
     return tracks
 
 
 def _track(path: Path, key: str) -> np.ndarray:
     if not path.exists():
-        raise ValueError(
-            f"{key}={path} does not exist. Check the path; a relative one starts at {Path.cwd()}."
-        )
+        raise ValueError(f"{key}={path} does not exist. Check the path; a relative one starts at {Path.cwd()}.")
     files = sorted(_pictures_in(path), key=_natural) if path.is_dir() else [path]
     if not files:
-        raise ValueError(
-            f"{key}={path} is a folder without pictures. Put the masks there, as PNG, one per frame."
-        )
+        raise ValueError(f"{key}={path} is a folder without pictures. Put the masks there, as PNG, one per frame.")
     masks = [_mask(file, key) for file in files]
     for file, mask in zip(files, masks, strict=True):
         if mask.shape != masks[0].shape:
@@ -61,11 +55,7 @@ def _track(path: Path, key: str) -> np.ndarray:
 
 
 def _pictures_in(folder: Path) -> list[Path]:
-    return [
-        file
-        for file in folder.iterdir()
-        if file.suffix.lower() in _PICTURES and not file.name.startswith(".")
-    ]
+    return [file for file in folder.iterdir() if file.suffix.lower() in _PICTURES and not file.name.startswith(".")]
 
 
 def _natural(file: Path) -> list[tuple[int, str]]:
@@ -79,9 +69,7 @@ def _mask(file: Path, key: str) -> np.ndarray:
             # the strongest channel, not the grey value: a dark blue speaker is a speaker
             return (np.asarray(image.convert("RGB")).max(axis=2) > 0).astype(np.uint8)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"{key}: {file} is not a picture that Pillow can read. Save the masks as PNG."
-        ) from error
+        raise ValueError(f"{key}: {file} is not a picture that Pillow can read. Save the masks as PNG.") from error
 
 
 def actor_masks(

@@ -126,9 +126,7 @@ class Mp4Writer:
 
     def _picture(self, pixels: np.ndarray, first: bool) -> av.VideoFrame:
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-        frame = frame.reformat(
-            format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
-        )
+        frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
         frame.pts, frame.time_base = self._frames, Fraction(1, self.fps)
         # a fragment begins with a picture that needs no other: it plays even if one before it is lost
         frame.pict_type = PictureType.I if first else PictureType.NONE
@@ -238,9 +236,7 @@ def _video_encoder(container: OutputContainer, width: int, height: int, fps: int
     """The best encoder there is, without B-frames: each picture leaves it at once and in order."""
     name, options = "libx264", {"crf": "18", "preset": "veryfast", "tune": "zerolatency", "forced-idr": "1"}
     if name not in av.codecs_available:
-        log.warning(
-            "This FFmpeg has no libx264: the video is stored as MPEG-4 part 2, larger and less sharp."
-        )
+        log.warning("This FFmpeg has no libx264: the video is stored as MPEG-4 part 2, larger and less sharp.")
         name, options = "mpeg4", {}
     stream = container.add_stream(name, rate=fps, options=options)
     stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
@@ -255,9 +251,7 @@ def _video_encoder(container: OutputContainer, width: int, height: int, fps: int
 
 
 def _explained(error: OSError, path: Path, seconds: float) -> OSError:
-    kept = (
-        f"The {seconds:.1f} s written so far are in it and play." if seconds else "Nothing has been written."
-    )
+    kept = f"The {seconds:.1f} s written so far are in it and play." if seconds else "Nothing has been written."
     reason = error.strerror or str(error)
     advice = "Make room, or point output.dir at another disk or a folder that you may write to."
     return OSError(error.errno, f"output.dir: {path} cannot be written: {reason}. {kept} {advice}")

@@ -36,15 +36,11 @@ def read_video(
     if path.is_dir():
         raise ValueError(f"{key}={path} is a folder. Type the path of one video in it.")
     if not path.is_file():
-        raise ValueError(
-            f"{key}={path} does not exist. Check the path; a relative one starts at {Path.cwd()}."
-        )
+        raise ValueError(f"{key}={path} does not exist. Check the path; a relative one starts at {Path.cwd()}.")
     try:
         container = av.open(str(path))
     except (av.FFmpegError, OSError) as error:
-        raise ValueError(
-            f"{key}={path} is not a video ({error.strerror}). Give an MP4 or WebM file."
-        ) from error
+        raise ValueError(f"{key}={path} is not a video ({error.strerror}). Give an MP4 or WebM file.") from error
     name = container.format.name
     if not container.streams.video or name.endswith("_pipe") or name in ("tty", "image2"):
         container.close()

@@ -66,6 +66,4 @@ class SpeedMeter:
         pass
 
     def values(self) -> dict[str, float]:
-        return speed_metrics(
-            self.frames, self.denoise, self.decode, self.first - self.began, self.last - self.began
-        )
+        return speed_metrics(self.frames, self.denoise, self.decode, self.first - self.began, self.last - self.began)

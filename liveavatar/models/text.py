@@ -68,13 +68,10 @@ class UmT5Tokenizer:
                 "folder that the weights were fetched into (it holds google/umt5-xxl)"
             )
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(
-                str(folder), local_files_only=True, trust_remote_code=False
-            )
+            self._tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"{folder} holds no tokenizer that can be read ({error}): fetch google/umt5-xxl again "
-                "below weights.dir"
+                f"{folder} holds no tokenizer that can be read ({error}): fetch google/umt5-xxl again below weights.dir"
             ) from error
 
     def __call__(self, text: str) -> list[int]:

@@ -50,7 +50,7 @@ def grid_rotations(
 
 
 def coarse_positions(fine: int, coarse: int) -> list[float]:
-    """Row or column numbers of tokens pooled from `fine` positions to `coarse`: evenly spread, truncated to integers."""
+    """Row or column numbers of tokens pooled from `fine` positions to `coarse`: evenly spread, truncated."""
     spread = torch.linspace(0, fine - 1, coarse, dtype=torch.float64)
     return [float(int(p)) for p in spread]
 

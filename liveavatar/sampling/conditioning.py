@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -43,9 +43,7 @@ class RolloutSettings:
 
     def __post_init__(self) -> None:
         if self.mode not in ("streaming", "clipwise"):
-            raise ValueError(
-                f"rollout.mode={self.mode!r} is unknown; write rollout=streaming or rollout=clipwise"
-            )
+            raise ValueError(f"rollout.mode={self.mode!r} is unknown; write rollout=streaming or rollout=clipwise")
         if self.frames_per_clip < BLOCK_FRAMES or self.frames_per_clip % BLOCK_FRAMES:
             near = max(BLOCK_FRAMES, round(self.frames_per_clip / BLOCK_FRAMES) * BLOCK_FRAMES)
             raise ValueError(
@@ -81,6 +79,7 @@ DROPPED_FRAMES = 3
 """Pictures not shown at the very start of a stream: the decoder needs them to settle."""
 
 
+@runtime_checkable
 class PoseTrack(Protocol):
     """Pose latents of a block, [1, 16, 3, h, w]; zeros where no pose video was given."""
 

@@ -1,15 +1,15 @@
-"""Latents to frames: streaming (state carried on) or clipwise (motion re-encoded for every clip); semantics, 7 and 8."""
+"""Latents to frames: streaming (state carried on) or clipwise (motion re-encoded per clip); semantics, 7 and 8."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from liveavatar.models.vae.codec import WanCodec
-from liveavatar.models.vae.streaming import DecodeState, stream_decode
+from liveavatar.models.vae.streaming import stream_decode
 from liveavatar.sampling.conditioning import DROPPED_FRAMES
 from liveavatar.types import LATENT_STRIDE
 
@@ -28,6 +28,7 @@ class Decoded:
     latents: dict[int, Tensor] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Decoding(Protocol):
     """Takes finished blocks in order, gives frames when it has some; `flush` gives what is left."""
 
@@ -83,9 +84,7 @@ class ClipDecoding:
     def _decode(self) -> Decoded:
         held, self._held = self._held, {}
         clip = torch.cat(list(held.values()), dim=2)
-        frames = self.codec.decode(torch.cat((self.motion, clip), dim=2))[
-            :, :, -LATENT_STRIDE * clip.shape[2] :
-        ]
+        frames = self.codec.decode(torch.cat((self.motion, clip), dim=2))[:, :, -LATENT_STRIDE * clip.shape[2] :]
         if self._fresh:
             frames, self._fresh = frames[:, :, DROPPED_FRAMES:], False
         recent = frames[:, :, -MOTION_FRAMES:]

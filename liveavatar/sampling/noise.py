@@ -5,7 +5,7 @@ key is the seed, the counter is the place.
 """
 
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,12 +15,14 @@ from torch import Tensor
 _NOISE, _DISTANCE = 1, 2  # what the number is for: part of the counter, so that uses never share words
 
 
+@runtime_checkable
 class NoiseSource(Protocol):
     """Initial noise of a block, float32 of the asked shape."""
 
     def block(self, block: int, shape: tuple[int, ...]) -> Tensor: ...
 
 
+@runtime_checkable
 class DistanceSource(Protocol):
     """How many latent frames the reference stays ahead of a block in one cell."""
 

@@ -25,26 +25,20 @@ class EulerSampler:
     def __init__(self, steps: int = 4, shift: float = 3.0, twice: bool = True) -> None:
         if not 1 <= steps <= MAX_STEPS:
             raise ValueError(
-                f"sampler.steps={steps}: a block is denoised in 1 to {MAX_STEPS} steps (each keeps a cache of its own); "
+                f"sampler.steps={steps}: a block is denoised in 1 to {MAX_STEPS} steps (each has its own cache); "
                 "the released weights were distilled for sampler.steps=4"
             )
         if shift <= 0:
-            raise ValueError(
-                f"sampler.shift={shift} must be positive; the released weights use sampler.shift=3"
-            )
+            raise ValueError(f"sampler.shift={shift} must be positive; the released weights use sampler.shift=3")
         smallest = torch.tensor(1 / TRAIN_TIMESTEPS, dtype=torch.float64)
         if twice:
             smallest = shifted(smallest, shift)
         levels = shifted(torch.linspace(1, float(smallest), steps, dtype=torch.float64), shift)
         self.steps = steps
-        self.sigmas: Float[Tensor, " levels"] = torch.cat(
-            (levels, torch.zeros(1, dtype=torch.float64))
-        ).float()
+        self.sigmas: Float[Tensor, " levels"] = torch.cat((levels, torch.zeros(1, dtype=torch.float64))).float()
         self.timesteps: Float[Tensor, " steps"] = self.sigmas[:-1] * TRAIN_TIMESTEPS
 
-    def step(
-        self, x: Float[Tensor, "..."], velocity: Float[Tensor, "..."], index: int
-    ) -> Float[Tensor, "..."]:
+    def step(self, x: Float[Tensor, "..."], velocity: Float[Tensor, "..."], index: int) -> Float[Tensor, "..."]:
         """One Euler step from level `index` to the next, in float32, returned in the dtype of the velocity."""
         delta = float(self.sigmas[index + 1] - self.sigmas[index])
         return (x.float() + delta * velocity.float()).to(velocity.dtype)

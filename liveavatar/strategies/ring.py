@@ -102,9 +102,7 @@ class SlabRing:
     def hold(self, name: str) -> Iterator[None]:
         """Lend a unit: its parameters are views of a slot inside the block, and empty outside."""
         if name != self._order[self._next]:
-            raise RuntimeError(
-                f"unit {name!r} was entered out of turn; the pass announced {self._order[self._next]!r}"
-            )
+            raise RuntimeError(f"unit {name!r} was entered out of turn; the pass announced {self._order[self._next]!r}")
         self._prefetch()  # nothing to do, except where a pass is so short that the unit was in use until now
         index = self._slot_of(name)
         slot = self.slots[index]

@@ -96,9 +96,7 @@ class HostSlabs:
         self.slabs.clear()
 
 
-def _shared_room(
-    total: int, local: int, broadcast: Callable[[str], str], barrier: Callable[[], object]
-) -> Tensor:
+def _shared_room(total: int, local: int, broadcast: Callable[[str], str], barrier: Callable[[], object]) -> Tensor:
     """Zeroed bytes that all ranks of this machine see, backed by memory and by no file name."""
     folder = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
     name = broadcast(f"liveavatar-{os.getpid()}-{os.urandom(4).hex()}")
@@ -111,8 +109,8 @@ def _shared_room(
     barrier()
     if not path.exists():
         raise ValueError(
-            f"strategy.source=host wants {total / 1e9:.1f} GB shared between this machine's ranks, and {folder} has not "
-            "that much room: enlarge it, or write strategy.source=peers"
+            f"strategy.source=host wants {total / 1e9:.1f} GB shared between this machine's ranks, and {folder} lacks "
+            "that room: enlarge it, or write strategy.source=peers"
         )
     room = torch.from_file(str(path), shared=True, size=total, dtype=torch.uint8)
     barrier()

@@ -41,9 +41,7 @@ class FsdpStream(ModelParallelStrategy):
         if source not in SOURCES:
             raise ValueError(f"strategy.source={source!r} is unknown; choose one of {', '.join(SOURCES)}")
         if timeout_s <= 0:
-            raise ValueError(
-                f"strategy.timeout_s={timeout_s} must be positive (seconds to wait for another rank)"
-            )
+            raise ValueError(f"strategy.timeout_s={timeout_s} must be positive (seconds to wait for another rank)")
         super().__init__(self._refuse, timeout=timedelta(seconds=timeout_s))
         self.slots, self.source = slots, source
         self.traffic = Traffic()
@@ -52,9 +50,7 @@ class FsdpStream(ModelParallelStrategy):
 
     @staticmethod
     def _refuse(module: Module, mesh: Any) -> Module:
-        raise RuntimeError(
-            "FsdpStream brings units to life in `place`; Fabric's setup_module has no part in it"
-        )
+        raise RuntimeError("FsdpStream brings units to life in `place`; Fabric's setup_module has no part in it")
 
     def settle(self, accelerator: str) -> None:
         """Devices are Fabric's choice here."""
@@ -89,9 +85,7 @@ class FsdpStream(ModelParallelStrategy):
             self._bytes = PeerShards(layouts, source, self.device, self.traffic)
         else:
             local = (self.local_rank, self.num_processes)
-            self._bytes = HostSlabs(
-                layouts, source, self.device, self.traffic, local, self._tell_machine, self.barrier
-            )
+            self._bytes = HostSlabs(layouts, source, self.device, self.traffic, local, self._tell_machine, self.barrier)
         for unit in units.values():
             vacate(unit, dtype, self.device)
         self.ring = SlabRing(units, layouts, self._bytes, self.slots, self.device)

@@ -34,9 +34,7 @@ class Case:
 
     def file(self, name: str) -> dict[str, Tensor]:
         """Tensors of one file; floating ones as float32, since bfloat16 there is only a way to save space."""
-        return {
-            k: v.float() if v.is_floating_point() else v for k, v in load_file(self.folder / name).items()
-        }
+        return {k: v.float() if v.is_floating_point() else v for k, v in load_file(self.folder / name).items()}
 
     @cached_property
     def inputs(self) -> dict[str, Tensor]:
@@ -86,9 +84,7 @@ class Case:
 
     @staticmethod
     def _within(error: Tensor, reference: Tensor, limits: Any) -> bool:
-        if isinstance(
-            limits, str
-        ):  # video_u8: equal on at least 99.9 % of the values and at most 1 level elsewhere
+        if isinstance(limits, str):  # video_u8: equal on at least 99.9 % of the values and at most 1 level elsewhere
             return bool(error.max() <= 1) and float((error == 0).double().mean()) >= 0.999
         if "exact" in limits:
             return bool((error == 0).all())

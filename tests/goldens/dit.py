@@ -135,9 +135,7 @@ def run_of(name: str) -> str:
 
 def dit_case(case: Case, make: Maker | None = None) -> None:
     """All runs that the case's outputs name, each a rollout of the same inputs with another refresh of the sink."""
-    model = (make or (lambda config: build.dit(config, case.folder / "weights.safetensors")))(
-        case.info["config"]
-    )
+    model = (make or (lambda config: build.dit(config, case.folder / "weights.safetensors")))(case.info["config"])
     protocol = case.info["protocol"]
     sampler = EulerSampler(protocol["steps"])
     torch.testing.assert_close(sampler.timesteps, torch.tensor(protocol["timesteps"]), rtol=1e-5, atol=1e-4)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -45,9 +44,7 @@ def text_encoder(config: dict, case: Case, weights: str) -> TextEncoder:
 def codec(config: dict, case: Case, weights: str) -> WanCodec:
     given = {key: config[key] for key in ("z_dim", "dim_mult", "num_res_blocks", "temperal_downsample")}
     given |= {
-        k: case.info[v]
-        for k, v in (("latents_mean", "latent_mean"), ("latents_std", "latent_std"))
-        if v in case.info
+        k: case.info[v] for k, v in (("latents_mean", "latent_mean"), ("latents_std", "latent_std")) if v in case.info
     }
     with torch.device("meta"):
         model = WanCodec(base_dim=config["dim"], **given)

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from liveavatar.checkpoint.keymap_encoders import SPEECH
+from liveavatar.intake import Parts, SpeechSettings
 from liveavatar.models.dit.state import CellState
 from liveavatar.models.speech import SpeechEncoder
 from liveavatar.sampling.conditioning import RolloutSettings
 from liveavatar.sampling.noise import TableDistance, TableNoise
 from liveavatar.sampling.scheduler import EulerSampler
-from liveavatar.intake import Parts, SpeechSettings
 from liveavatar.session import AvatarSession
 from liveavatar.types import AvatarRequest
 from tests.goldens import build
@@ -31,7 +31,7 @@ class StubTokenizer:
         self.vocab, self.text_len = vocab, text_len
 
     def __call__(self, text: str) -> list[int]:
-        return [3 + ord(letter) % (self.vocab - 3) for letter in text][: self.text_len - 1] + [1]
+        return [*[3 + ord(letter) % (self.vocab - 3) for letter in text][: self.text_len - 1], 1]
 
 
 class RecordingSampler(EulerSampler):
@@ -65,9 +65,7 @@ class Run:
             codec=codec(info["vae_config"], source, "weights_vae.safetensors"),
         )
         self.sampler = RecordingSampler(case.info.get("sampling_steps", arguments["sampling_steps"]))
-        session = AvatarSession(
-            parts, self.sampler, settings, SpeechSettings("full"), build.CPU, decode_online=online
-        )
+        session = AvatarSession(parts, self.sampler, settings, SpeechSettings("full"), build.CPU, decode_online=online)
         request = AvatarRequest(
             image=folder / arguments["ref_image"],
             audio=(folder / arguments["audio"],),

@@ -49,9 +49,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("folder", folders, ids=[str(f.relative_to(root)) for f in folders])
 
 
-def test_case(
-    folder: Path, record_property: Callable[[str, object], None], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_case(folder: Path, record_property: Callable[[str, object], None], capsys: pytest.CaptureFixture[str]) -> None:
     case = Case(folder)
     if case.kind not in PROCEDURES:
         pytest.fail(
@@ -66,8 +64,8 @@ def test_case(
 
 
 def test_a_stray_output_fails(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
     import torch
+    from safetensors.torch import save_file
 
     (tmp_path / "case.json").write_text('{"kind": "sampler"}')
     save_file({"left_over": torch.zeros(1)}, tmp_path / "outputs.safetensors")

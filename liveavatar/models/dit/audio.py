@@ -82,9 +82,7 @@ class AdaLayerNorm(nn.Module):
         super().__init__()
         self.linear = nn.Linear(dim, 2 * dim)
 
-    def forward(
-        self, x: Float[Tensor, "frames n d"], tone: Float[Tensor, "frames d"]
-    ) -> Float[Tensor, "frames n d"]:
+    def forward(self, x: Float[Tensor, "frames n d"], tone: Float[Tensor, "frames d"]) -> Float[Tensor, "frames n d"]:
         shift, scale = self.linear(F.silu(tone)).unsqueeze(1).chunk(2, dim=-1)
         return torch.addcmul(shift, plain_norm(x, 1e-5), 1 + scale)
 

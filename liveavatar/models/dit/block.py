@@ -31,9 +31,7 @@ class Projections(nn.Module):
 class SelfAttention(Projections):
     """Attention to the block's own tokens and to what the cache view holds."""
 
-    def forward(
-        self, x: Float[Tensor, "b tokens d"], cache: CacheView, layer: int
-    ) -> Float[Tensor, "b tokens d"]:
+    def forward(self, x: Float[Tensor, "b tokens d"], cache: CacheView, layer: int) -> Float[Tensor, "b tokens d"]:
         q = split_heads(self.norm_q(self.q(x)), self.heads)
         k = split_heads(self.norm_k(self.k(x)), self.heads)
         v = split_heads(self.v(x), self.heads)

@@ -6,7 +6,7 @@ a position falls is computed from the absolute frame number, so caches carry no 
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Complex64, Float
@@ -96,6 +96,7 @@ class StreamCaches:
         return sum(t.nbytes for pair in held for t in pair)
 
 
+@runtime_checkable
 class CacheView(Protocol):
     """What a block's self-attention sees of the past: hand over fresh q, k, v; get what is to be attended."""
 

@@ -7,7 +7,7 @@ before the next unit is entered, so that one arrival of its weights can serve se
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from liveavatar.models.dit.state import CellInput, CellState, SinkInput, Unit, p
 from liveavatar.ops.embed import linear_float32, modulate, plain_norm, sinusoid, unpatchify
 
 
+@runtime_checkable
 class Residency(Protocol):
     """Where units' weights are: `begin` names the units of the coming pass in order, `hold` lends one of them."""
 
@@ -62,9 +63,7 @@ class Embed(Unit):
         self.cond_encoder = nn.Conv3d(cond_dim, dim, kernel_size=(1, 2, 2), stride=(1, 2, 2))
         self.trainable_cond_mask = nn.Embedding(3, dim)
         self.frame_packer = FramePacker(in_dim, dim)
-        self.text_embedding = nn.Sequential(
-            nn.Linear(text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
-        )
+        self.text_embedding = nn.Sequential(nn.Linear(text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim))
         self.time_embedding = nn.Sequential(nn.Linear(freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Linear(dim, 6 * dim)
         self.audio_encoder = AudioEncoder(audio_layers, audio_dim, dim, audio_left_frames, eps)
@@ -85,9 +84,7 @@ class Embed(Unit):
         else:
             state.x, timestep = self._noisy_tokens(inputs), inputs.timestep
             state.voice, state.tone = self.audio_encoder(inputs.audio, inputs.latents.shape[2])
-        time, projected = self.embed_time(
-            torch.tensor([timestep], dtype=torch.float32, device=state.x.device)
-        )
+        time, projected = self.embed_time(torch.tensor([timestep], dtype=torch.float32, device=state.x.device))
         state.time, state.modulation = time.unsqueeze(0), projected.unsqueeze(0)
         missing = self.text_len - inputs.text.shape[1]
         state.text = self.text_embedding(F.pad(inputs.text.to(store), (0, 0, 0, missing)))
@@ -100,9 +97,7 @@ class Embed(Unit):
 
     def _condition_tokens(self, sink: SinkInput) -> Tensor:
         store = self.patch_embedding.weight.dtype
-        reference = (
-            tokens(self.patch_embedding(sink.reference.to(store))) + self.trainable_cond_mask.weight[1]
-        )
+        reference = tokens(self.patch_embedding(sink.reference.to(store))) + self.trainable_cond_mask.weight[1]
         motion = self.frame_packer(sink.motion.to(store)) + self.trainable_cond_mask.weight[2]
         return torch.cat((reference, motion), dim=1)
 
@@ -119,9 +114,7 @@ class Head(Unit):
     def serves(self, state: CellState) -> bool:
         return not state.is_sink
 
-    def values(
-        self, x: Float[Tensor, "b tokens d"], time: Float[Tensor, "b groups d"]
-    ) -> Float[Tensor, "b tokens v"]:
+    def values(self, x: Float[Tensor, "b tokens d"], time: Float[Tensor, "b groups d"]) -> Float[Tensor, "b tokens v"]:
         shift, scale = (self.modulation.float().unsqueeze(1) + time.unsqueeze(2)).unbind(2)
         return linear_float32(modulate(plain_norm(x.float(), self.eps), shift, scale), self.head)
 
@@ -212,9 +205,7 @@ class AvatarDiT(nn.Module):
 
     def cache_shape(self, grid: Grid, frames: int = 12) -> CacheShape:
         """Sizes of the caches of one stream on that grid; `frames` is the window in latent frames."""
-        return CacheShape(
-            self.num_layers, self.num_heads, self.head_dim, grid.frame_tokens, grid.sink_tokens, frames
-        )
+        return CacheShape(self.num_layers, self.num_heads, self.head_dim, grid.frame_tokens, grid.sink_tokens, frames)
 
     def forward(self, states: Sequence[CellState]) -> list[CellState]:
         """One pass over the units, each serving every state in the given order.

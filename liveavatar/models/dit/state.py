@@ -59,9 +59,7 @@ class CellState:
     @property
     def hidden(self) -> Tensor:
         if self.x is None:
-            raise RuntimeError(
-                "a unit ran before `embed`: units must run in the order in which the model lists them"
-            )
+            raise RuntimeError("a unit ran before `embed`: units must run in the order in which the model lists them")
         return self.x
 
     @property

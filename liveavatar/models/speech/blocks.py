@@ -127,9 +127,7 @@ class WindowAudio:
         if left_s < 0:
             raise ValueError(f"speech.left_s is {left_s}, but a length cannot be negative: use 0 or more")
         if norm_s <= 0:
-            raise ValueError(
-                f"speech.norm_s is {norm_s}, but loudness needs some sound: use a length above 0"
-            )
+            raise ValueError(f"speech.norm_s is {norm_s}, but loudness needs some sound: use a length above 0")
         self.encoder = encoder
         self.sources = list(sources)
         # The tiny shifts keep 0.4 * 16000 and its like from falling off a whole number.

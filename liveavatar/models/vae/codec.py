@@ -94,9 +94,7 @@ class WanCodec(nn.Module):
         mean, inverse = self._statistics(latents)
         return latents / inverse + mean
 
-    def encode_chunk(
-        self, frames: Float[Tensor, "b 3 t H W"], cache: FeatureCache
-    ) -> Float[Tensor, "b z 1 h w"]:
+    def encode_chunk(self, frames: Float[Tensor, "b 3 t H W"], cache: FeatureCache) -> Float[Tensor, "b z 1 h w"]:
         """One latent from the next chunk of a stream: 1 frame the first time, 4 afterwards. Fills `cache`."""
         frames = frames.to(self.vae.dtype)
         moments = self.vae.quant_conv(self.vae.encoder(frames, feat_cache=cache, feat_idx=[0]))
