@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from liveavatar.intake import Parts, check_request
 from liveavatar.media.image import parse_area
 from liveavatar.memory.profiler import PeakMemory
 from liveavatar.metrics.speed import SpeedMeter
+from liveavatar.sampling.scheduler import EulerSampler
 from liveavatar.session import AvatarSession, Stream
 from liveavatar.sinks import Fanout, LatentSink, NullSink, ProgressSink
 from liveavatar.tracking import check_output_file, make_run_directory, stamp, start_log, write_metrics
@@ -129,6 +131,7 @@ def assemble(cfg: DictConfig) -> Run:
     source: TensorSource = make(cfg.weights, "weights")
     threads = thread_count(cfg)
     dtypes = _dtype(cfg, "dit"), _dtype(cfg, "encoders")
+    cells = in_flight(cfg, strategy, sampler.steps, rollout.mode)
     fabric = make_fabric(cfg, strategy)
     if rollout.mode == "clipwise" and fabric.world_size > 1:
         raise ValueError(
@@ -154,7 +157,7 @@ def assemble(cfg: DictConfig) -> Run:
 
     began = time.perf_counter()
     memory = PeakMemory(strategy.device)
-    parts = build_parts(cfg, source, strategy, *dtypes)
+    parts = build_parts(cfg, source, strategy, sampler, *dtypes)
     memory.end("load")
     log.info(strategy.summary())
     if source.origin == "random":
@@ -167,8 +170,30 @@ def assemble(cfg: DictConfig) -> Run:
         "model": cfg.model.name,
     }
     metrics |= {"run/precision": cfg.precision.dit, "speed/load_s": time.perf_counter() - began}
-    session = AvatarSession(parts, sampler, rollout, speech, strategy.device, cfg.decode.online, shows)
+    relay = partial(strategy.relay, sampler.steps, cells)
+    session = AvatarSession(parts, sampler, rollout, speech, strategy.device, cfg.decode.online, shows, relay)
     return Run(cfg, request, session, strategy, directory, SpeedMeter(), memory, metrics)
+
+
+def in_flight(cfg: DictConfig, strategy: Any, steps: int, mode: str) -> int:
+    """Cells that share a pass: the strategy's own word, else what the schedule allows."""
+    schedule = cfg.parallel.schedule
+    if schedule not in ("sequential", "wavefront"):
+        raise ValueError(f"parallel.schedule={schedule!r} is unknown; write sequential or wavefront")
+    cells = strategy.cells_in_flight
+    if cells is not None and not 1 <= cells <= steps:
+        raise ValueError(
+            f"strategy.cells_in_flight={cells}: with sampler.steps={steps} at most {steps} cells are independent of one "
+            f"another; choose 1 to {steps}"
+        )
+    if cells is None:
+        cells = steps if schedule == "wavefront" else 1
+    if mode == "clipwise" and cells > 1:
+        raise ValueError(
+            "rollout=clipwise needs each clip finished before the next begins: use rollout=streaming, or "
+            "parallel.schedule=sequential and strategy.cells_in_flight=1"
+        )
+    return cells
 
 
 def make_request(cfg: DictConfig) -> AvatarRequest:
@@ -245,17 +270,23 @@ def thread_count(cfg: DictConfig) -> int:
 
 
 def build_parts(
-    cfg: DictConfig, source: TensorSource, strategy: Any, dit_dtype: torch.dtype, dtype: torch.dtype
+    cfg: DictConfig,
+    source: TensorSource,
+    strategy: Any,
+    sampler: EulerSampler,
+    dit_dtype: torch.dtype,
+    dtype: torch.dtype,
 ) -> Parts:
     """Build every model on meta and fill it: the DiT by the strategy, the others resident on its device."""
     with torch.device("meta"):
         dit = make(cfg.model.dit, "model.dit")
         names = ("text", "speech", "vae")
         others: dict[str, nn.Module] = {name: make(cfg.model[name], f"model.{name}") for name in names}
+    strategy.arrange(dit, sampler.steps, cfg.parallel.decode)  # refuses what cannot work before anything loads
+    tokenizer = make(cfg.model.tokenizer, "model.tokenizer")
     for name, module in others.items():
         materialise(module, _Named(source, name), strategy.device, dtype)
     strategy.place(dit.eval(), source, dit_dtype)
-    tokenizer = make(cfg.model.tokenizer, "model.tokenizer")
     return Parts(dit, others["text"], tokenizer, others["speech"], others["vae"], cfg.model.size_multiple)  # type: ignore[arg-type]
 
 

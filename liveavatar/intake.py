@@ -41,6 +41,9 @@ from liveavatar.types import (
 log = logging.getLogger(__name__)
 
 VAE_STRIDE = 8
+MIN_SIDE = 64
+"""Pixels: the coarsest motion tokens are made of squares of that size."""
+
 STILL_FRAMES = 5
 """Frames that the reference's single-GPU program makes of the picture before it encodes anything."""
 
@@ -129,6 +132,11 @@ class Intake:
         voices = [voice.cut(seconds).padded(BLOCK_FRAMES / FPS) for voice in voices]
         image = load_image(request.image)
         height, width = fit_size(image.height, image.width, request.size, self.parts.size_multiple)
+        if min(height, width) < MIN_SIDE:
+            raise ValueError(
+                f"request.size={request.size} makes {height}×{width} pixels of {request.image}, and no side may be "
+                f"under {MIN_SIDE}: write a larger area, such as request.size=128*128, or crop the picture"
+            )
         log.info(
             "picture %d×%d → %d×%d (an area of at most %d pixels, sides multiples of %d)",
             *(image.width, image.height, width, height, request.size, self.parts.size_multiple),

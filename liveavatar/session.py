@@ -7,7 +7,7 @@ request, conditioning, cells, latents, frames, chunks. Memory does not grow with
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from liveavatar.intake import Gathered, Intake, Parts, SpeechSettings
 from liveavatar.sampling.conditioning import RolloutSettings, SinkPlan
 from liveavatar.sampling.decoding import ClipDecoding, Decoded, StreamDecoding
 from liveavatar.sampling.noise import CounterDistance, CounterNoise, DistanceSource, NoiseSource
+from liveavatar.sampling.relay import LocalRelay, Relay
 from liveavatar.sampling.rollout import Rollout
 from liveavatar.sampling.scheduler import EulerSampler
 from liveavatar.types import FPS, AvatarRequest, StreamInfo, VideoChunk
@@ -48,6 +49,7 @@ class AvatarSession:
     """Turns requests into video, block by block.
 
     `shows` is False on ranks that only compute: they run the same rollout, decode nothing and yield no chunk.
+    `relay` makes the connection of a stream to other ranks; without one, all cells are computed here in sequence.
     `decode_online` belongs to clipwise rollout: the sink then takes over the re-encoded first clip.
     Raises ValueError for a request that cannot be met, before any block is denoised.
     """
@@ -61,6 +63,7 @@ class AvatarSession:
         device: torch.device,
         decode_online: bool = True,
         shows: bool = True,
+        relay: Callable[[], Relay] | None = None,
     ) -> None:
         if rollout.mode == "clipwise" and not shows:
             raise ValueError(
@@ -69,6 +72,7 @@ class AvatarSession:
             )
         self.parts, self.sampler, self.rollout = parts, sampler, rollout
         self.device, self.decode_online, self.shows = device, decode_online, shows
+        self.relay = relay or (lambda: LocalRelay(sampler.steps))
         self.intake = Intake(parts, rollout, speech, device)
 
     def run(self, request: AvatarRequest) -> Iterator[VideoChunk]:
@@ -89,6 +93,7 @@ class AvatarSession:
             settings,
             noise or CounterNoise(request.seed),
             distance or CounterDistance(request.seed, *settings.sink_distance),
+            relay=self.relay(),
         )
         if settings.mode == "clipwise":
             clips = ClipDecoding(self.parts.codec, given.motion, gathered.window, settings.blocks_per_clip)

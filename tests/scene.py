@@ -15,9 +15,13 @@ from torch import Tensor
 
 from liveavatar.checkpoint.read import RandomWeights
 from liveavatar.config import conf_dir
+from liveavatar.models.dit.cache import SinkView, StreamView
+from liveavatar.models.dit.context import reference_place
 from liveavatar.models.dit.model import AvatarDiT
+from liveavatar.models.dit.state import CellInput, CellState, SinkInput
 from liveavatar.sampling.conditioning import Conditioning, MaskTrack, NoPose, RolloutSettings, SinkPlan
 from liveavatar.sampling.noise import CounterDistance, CounterNoise
+from liveavatar.sampling.relay import LocalRelay
 from liveavatar.sampling.rollout import Rollout
 from liveavatar.sampling.scheduler import EulerSampler
 from liveavatar.strategies.single import SingleDevice
@@ -50,42 +54,43 @@ def draw(seed: int, *shape: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Voices:
-    """Speech features that are a pure function of the block; `period` 0 gives every block the same."""
+    """Speech features that are a pure function of the block."""
 
     seed: int
     actors: int
     layers: int
     channels: int
-    period: int = 1000
 
     def block(self, index: int) -> Tensor:
-        number = index % self.period if self.period else 0
-        return draw(1000 * self.seed + number, self.actors, self.layers, self.channels, 12)
+        return draw(1000 * self.seed + index, self.actors, self.layers, self.channels, 12)
 
 
-def conditioning(
-    model: AvatarDiT, h: int = 16, w: int = 8, actors: int = 1, seed: int = 0, period: int = 1000
-) -> Conditioning:
+def conditioning(h: int = 16, w: int = 8, actors: int = 1, seed: int = 0) -> Conditioning:
     """Random text, pictures and voices; several actors get masks that overlap in part."""
-    encoder, text = model.embed.audio_encoder, model.embed.text_embedding[0]
-    layers, channels = encoder.weights.shape[1], encoder.conv1_local.conv.in_channels
+    sizes = config()
     masks = None
     if actors > 1:
         rows = torch.arange(h // 2) * actors // (h // 2)
         masks = torch.stack([(rows >= a) * 1.0 for a in range(actors)])
         masks = masks[:, None, :, None].expand(-1, 12, -1, w // 2)
     return Conditioning(
-        text=draw(seed + 1, 1, 7, text.in_features),
+        text=draw(seed + 1, 1, 7, sizes["text_dim"]),
         reference=draw(seed + 2, 1, 16, 1, h, w),
         motion=draw(seed + 3, 1, 16, 19, h, w),
-        audio=Voices(seed + 4, actors, layers, channels, period),
+        audio=Voices(seed + 4, actors, sizes["audio_layers"], sizes["audio_dim"]),
         pose=NoPose(torch.zeros(1, 16, 3, h, w)),
         masks=None if masks is None else MaskTrack(masks),
     )
 
 
 def make_rollout(
-    model: AvatarDiT, given: Conditioning, steps: int = 4, seed: int = 0, first_block: int = 0, **settings: Any
+    model: AvatarDiT,
+    given: Conditioning,
+    steps: int = 4,
+    seed: int = 0,
+    first_block: int = 0,
+    cells_in_flight: int = 1,
+    **settings: Any,
 ) -> Rollout:
     return Rollout(
         model,
@@ -95,6 +100,7 @@ def make_rollout(
         CounterNoise(seed),
         CounterDistance(seed),
         first_block,
+        LocalRelay(steps, cells_in_flight),
     )
 
 
@@ -103,6 +109,26 @@ def sink_of(rollout: Rollout, refresh: bool = True) -> SinkPlan:
     given = rollout.conditioning
     when = rollout.first_block + rollout.settings.blocks_per_clip if refresh else None
     return SinkPlan(given.reference, lambda: given.motion, rollout.first_block, when)
+
+
+def sink_state(rollout: Rollout) -> CellState:
+    """The prefill of a rollout's sink, to be passed through the model by hand."""
+    given, grid, head_dim = rollout.conditioning, rollout.grid, rollout.dit.head_dim
+    turns = torch.cat((grid.reference_turns(30, head_dim), grid.motion_turns(head_dim)))
+    return CellState(SinkInput(given.reference, given.motion, given.text), SinkView(rollout.caches.sink, turns))
+
+
+def cell_state(rollout: Rollout, block: int, step: int, latents: Tensor) -> CellState:
+    """One cell of a rollout, to be passed through the model by hand."""
+    given, grid, head_dim, caches = rollout.conditioning, rollout.grid, rollout.dit.head_dim, rollout.caches
+    place = reference_place(3 * block, rollout.distance(block, step))
+    turns = torch.cat((grid.reference_turns(place, head_dim), grid.motion_turns(head_dim)))
+    view = StreamView(
+        caches.rings[step], caches.sink, caches.scratch, 3 * block, 3, grid.noisy_turns(3 * block, 3, head_dim), turns
+    )
+    timestep = float(rollout.sampler.timesteps[step])
+    inputs = CellInput(latents, timestep, given.pose.block(block), given.audio.block(block), given.text)
+    return CellState(inputs, view)
 
 
 def latents_of(rollout: Rollout, blocks: int, refresh: bool = True) -> Tensor:

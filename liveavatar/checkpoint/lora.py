@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from liveavatar.checkpoint.keymap import KeyMap
@@ -44,7 +44,10 @@ class LoraWeights:
         self.base, self.path, self.alpha, self.weight = base, Path(path), alpha, weight
         if not self.path.is_file():
             raise ValueError(f"weights.lora={self.path} does not exist: give the path of a LoRA safetensors file")
-        self._file = safe_open(self.path, framework="pt")
+        try:
+            self._file = safe_open(self.path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"weights.lora={self.path} is not a readable safetensors file: {error}") from error
         self._content = self._sorted(keymap)
 
     @property
@@ -58,7 +61,13 @@ class LoraWeights:
 
     def read(self, name: str, shape: torch.Size) -> Tensor:
         if name in self._content.whole:
-            return self._file.get_tensor(self._content.whole[name])
+            whole = self._file.get_tensor(self._content.whole[name])
+            if whole.shape != shape:
+                raise ValueError(
+                    f"{self.path}: {self._content.whole[name]!r} has shape {list(whole.shape)}, but the model's is "
+                    f"{list(shape)}: is it a LoRA for this model?"
+                )
+            return whole
         tensor = self.base.read(name, shape)
         pair = self._content.pairs.get(name)
         if pair is None:
@@ -66,10 +75,10 @@ class LoraWeights:
         assert pair.down is not None
         assert pair.up is not None
         down, up = self._file.get_tensor(pair.down), self._file.get_tensor(pair.up)
-        if (up.shape[0], down.shape[1]) != tuple(shape):
+        if (up.shape[0], down.shape[-1]) != tuple(shape) or up.shape[-1] != down.shape[0]:
             raise ValueError(
-                f"{self.path}: the pair of {name!r} makes a {up.shape[0]} × {down.shape[1]} matrix, but the model's is "
-                f"{list(shape)}: is it a LoRA for this model?"
+                f"{self.path}: the pair of {name!r} is {list(up.shape)} by {list(down.shape)}, but the model's "
+                f"matrix is {list(shape)}: is it a LoRA for this model?"
             )
         return merge(tensor, down, up, self.weight * self.alpha / down.shape[0])
 

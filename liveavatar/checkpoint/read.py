@@ -73,7 +73,10 @@ class SafetensorsWeights:
             self._file = safe_open(self.path, framework="pt")
         except Exception as error:  # safetensors raises a class of its own making
             raise ValueError(f"weights file {self.path} is not a readable safetensors file: {error}") from error
-        self._published = {keymap.to_ours(name): name for name in self._file.keys()}  # noqa: SIM118 - not a dict
+        try:
+            self._published = keymap.rename({name: name for name in self._file.keys()})  # noqa: SIM118 - not a dict
+        except KeyError as error:
+            raise ValueError(f"{self.path}: {error.args[0]}") from error
 
     @property
     def origin(self) -> str:
@@ -81,7 +84,7 @@ class SafetensorsWeights:
 
     def names(self) -> Iterator[str]:
         """Our names of everything in the file, ignored entries left out."""
-        return (name for name in self._published if name is not None)
+        return iter(self._published)
 
     def read(self, name: str, shape: torch.Size) -> Tensor:
         if name not in self._published:

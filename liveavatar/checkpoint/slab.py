@@ -81,7 +81,7 @@ def allocate(nbytes: int, device: torch.device, pinned: bool = False) -> Tensor:
 def vacate(unit: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
     """Replace a unit's parameters by empty ones of the given kind: what a unit is while its weights are elsewhere."""
     for module in unit.modules():
-        for name in list(module._parameters):
+        for name in [name for name, parameter in module._parameters.items() if parameter is not None]:
             empty = torch.empty(0, dtype=dtype, device=device)
             module._parameters[name] = nn.Parameter(empty, requires_grad=False)
 

@@ -97,11 +97,18 @@ class Mp4Writer:
             raise self._failure
         if len(frames) == 0:
             return
-        for number, pixels in enumerate(frames):
-            self._pending += self._video.encode(self._picture(pixels, first=number == 0))
-        if self._audio is not None:
-            wanted = round(self._frames * self.audio_rate / self.fps) - self._samples
-            self._pending += self._audio.encode(self._sound(audio, wanted))
+        before = self._frames, self._samples
+        packets: list[av.Packet] = []
+        try:
+            for number, pixels in enumerate(frames):
+                packets += self._video.encode(self._picture(pixels, first=number == 0))
+            if self._audio is not None:
+                wanted = round(self._frames * self.audio_rate / self.fps) - self._samples
+                packets += self._audio.encode(self._sound(audio, wanted))
+        except BaseException:  # half a chunk, as when a user interrupts, is left out: pictures without their sound
+            self._frames, self._samples = before
+            raise
+        self._pending += packets
         if self._started():
             self._flush()
 
@@ -166,6 +173,10 @@ class Mp4Writer:
             with contextlib.suppress(OSError):  # half a fragment is worth nothing
                 self._file.truncate(self._end)
             raise self._failure from error
+        except BaseException:  # an interrupt: the same, but the file goes on
+            with contextlib.suppress(OSError):
+                self._file.truncate(self._end)
+            raise
 
     def _fragment(self, packets: list[av.Packet]) -> tuple[bytes, bytes]:
         """What these packets add to the file: the header, before the first, and the fragment (moof and mdat).

@@ -1,6 +1,6 @@
 """What a stream is conditioned on, and how long each part of it holds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -36,7 +36,7 @@ class RolloutSettings:
     frames_per_clip: int = 48
     cache_frames: int = 12
     local_frames: int = -1
-    sink_distance: tuple[int, int] = (4, 30)
+    sink_distance: Sequence[int] = (4, 30)
     align_sound: bool = True
     whole_clips: bool = False
     masks_follow_block: bool = True
@@ -59,6 +59,12 @@ class RolloutSettings:
             raise ValueError(
                 f"rollout.local_frames={self.local_frames} does not even hold the block itself ({BLOCK_LATENTS} latent "
                 "frames); write -1 for all that the cache holds"
+            )
+
+        if len(self.sink_distance) != 2:
+            raise ValueError(
+                f"rollout.sink_distance={list(self.sink_distance)} must be two latent frame counts, the smaller first; "
+                "the released weights were trained with [4,30]"
             )
 
     @property
@@ -170,9 +176,14 @@ class SinkPlan:
         """Reference and motion latents to prefill before `block`, or None where the sink stays as it is."""
         if block == self.first_block:
             return self.reference, self.motion()
-        if block == self.refresh and self._generated is not None:
-            return self._generated, self.motion()
-        return None
+        if block != self.refresh:
+            return None
+        if self._generated is None:
+            raise RuntimeError(
+                f"block {block} takes the first generated latent as its reference, but block {self.first_block} is not "
+                "finished: the schedule must not take it up earlier"
+            )
+        return self._generated, self.motion()
 
     def observe(self, block: int, latents: Float[Tensor, "1 16 f h w"]) -> None:
         """Take note of a finished block: the first latent of the stream becomes the reference later."""

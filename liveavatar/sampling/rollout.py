@@ -11,13 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from liveavatar.models.dit.cache import SinkView, StreamCaches, StreamView
+from liveavatar.models.dit.cache import SinkCache, SinkView, StreamCaches, StreamView
 from liveavatar.models.dit.context import Grid, reference_place
 from liveavatar.models.dit.model import AvatarDiT
 from liveavatar.models.dit.state import CellInput, CellState, SinkInput
 from liveavatar.sampling.conditioning import Conditioning, RolloutSettings, SinkPlan
-from liveavatar.sampling.lattice import Cell, Round, sequential
+from liveavatar.sampling.lattice import Cell, Round
 from liveavatar.sampling.noise import DistanceSource, NoiseSource
+from liveavatar.sampling.relay import Course, LocalRelay, Relay, Wire
 from liveavatar.sampling.scheduler import EulerSampler
 from liveavatar.types import BLOCK_LATENTS
 
@@ -30,11 +31,23 @@ class Block:
     latents: Float[Tensor, "1 16 f h w"]
 
 
+@dataclass
+class _Flight:
+    """A block on its way: its latents at the level reached, and what it is conditioned on throughout."""
+
+    latents: Tensor
+    sink: SinkCache
+    pose: Tensor
+    audio: Tensor
+    masks: Tensor | None
+
+
 class Rollout:
     """One stream through the DiT: owns the caches, shares the weights.
 
     Two rollouts may share one `dit`. `first_block` starts the stream's count elsewhere than at 0: positions are those
-    of that block, the caches are empty.
+    of that block, the caches are empty. `relay` says which cells are this rank's, in which order, and where they come
+    from; without one, all cells are here, one after another.
     """
 
     def __init__(
@@ -46,71 +59,130 @@ class Rollout:
         noise: NoiseSource,
         distance: DistanceSource,
         first_block: int = 0,
+        relay: Relay | None = None,
     ) -> None:
         self.dit, self.conditioning, self.sampler, self.settings = dit, conditioning, sampler, settings
         self.noise, self.distance, self.first_block = noise, distance, first_block
+        self.relay = relay or LocalRelay(sampler.steps)
         reference = conditioning.reference
         self.grid = Grid(reference.shape[-2], reference.shape[-1])
         shape = dit.cache_shape(self.grid, settings.cache_frames)
         like = torch.empty(0, dtype=dit.dtype, device=reference.device)
-        self.caches = StreamCaches(shape, sampler.steps, like, origin=first_block * BLOCK_LATENTS)
+        self.caches = StreamCaches(shape, self.relay.steps, like, origin=first_block * BLOCK_LATENTS)
         self._motion_turns = self.grid.motion_turns(dit.head_dim).to(reference.device)
 
     def blocks(self, count: int | None, sink: SinkPlan) -> Iterator[Block]:
-        """Denoise `count` blocks one after another (None: for ever), each yielded as soon as it is finished."""
-        yield from self.walk(sequential(self.first_block, count, self.sampler.steps), sink)
+        """Denoise `count` blocks (None: for ever); each is yielded as soon as it is finished, in order.
+
+        Blocks come out on the rank on which they are finished and on the one that decodes, nowhere else.
+        """
+        self.relay.open(self._wire(), Course(self.first_block, count, sink.refresh))
+        try:
+            yield from (Block(index, latents) for index, latents in self.relay.finished())
+            yield from self.walk(self.relay.rounds(), sink)
+        finally:
+            self.relay.close()
 
     @torch.no_grad()
     def walk(self, rounds: Iterable[Round], sink: SinkPlan) -> Iterator[Block]:
-        """Visit the rounds; yield each block after its last step."""
-        flying: dict[int, Tensor] = {}
+        """Visit the rounds that fall to this rank; yield each block that is finished here."""
+        flights: dict[int, _Flight] = {}
+        relay, final = self.relay, self.sampler.steps - 1
         for cells in rounds:
-            for block in (cell.block for cell in cells if cell.step == 0):
-                self._prefill(sink.due(block))
-                flying[block] = self._noise(block)
-            states = self.dit([self._state(cell, flying[cell.block]) for cell in cells])
-            for cell, state in zip(cells, states, strict=True):
-                assert state.output is not None
-                flying[cell.block] = self.sampler.step(flying[cell.block], state.output, cell.step)
-                if cell.step == self.sampler.steps - 1:
-                    latents = flying.pop(cell.block)
-                    sink.observe(cell.block, latents)
-                    yield Block(cell.block, latents)
+            taken = [self._taken_up(cell, sink, flights) for cell in cells]
+            passed = iter(self.dit([state for states in taken for state in states]))
+            for cell, states in zip(cells, taken, strict=True):
+                after = [next(passed) for _ in states]
+                relay.send(cell, after)
+                flight, state = flights[cell.block], after[-1]
+                if relay.finishes(cell.step):
+                    assert state.output is not None
+                    flight.latents = self.sampler.step(flight.latents, state.output, cell.step)
+                    relay.outgoing(cell, flight.latents)
+                if cell.step == relay.steps[-1]:
+                    del flights[cell.block]
+                if cell.step == final and relay.finishes(final):
+                    sink.observe(cell.block, flight.latents)
+                    yield Block(cell.block, flight.latents)
+
+    def _taken_up(self, cell: Cell, sink: SinkPlan, flights: dict[int, _Flight]) -> list[CellState]:
+        """The states of a cell: its own and, on the first step of a block with a new sink, ahead of it a prefill."""
+        arrived = self.relay.incoming(cell)
+        states = [] if cell.block in flights else self._enter(cell.block, sink, flights)
+        flight = flights[cell.block]
+        if arrived is not None:
+            flight.latents = arrived
+        states.append(self._state(cell, flight))
+        self.relay.receive(cell, states)
+        return states
+
+    def _enter(self, block: int, sink: SinkPlan, flights: dict[int, _Flight]) -> list[CellState]:
+        """Take a block up on this rank.
+
+        Blocks already in flight keep the sink they began with: a new one gets a buffer of its own, and the old one
+        goes with the last block that holds it, so that nothing has to drain.
+        """
+        if block == sink.refresh and block != self.first_block:
+            shared = self.relay.shared()
+            if shared is not None:
+                sink.observe(self.first_block, shared)
+        given, due = self.conditioning, sink.due(block)
+        if due is not None and flights:
+            self.caches.sink = self.caches.sink.another()
+        flights[block] = _Flight(
+            latents=self._noise(block),
+            sink=self.caches.sink,
+            pose=given.pose.block(block),
+            audio=given.audio.block(block).to(given.reference.device),
+            masks=None if given.masks is None else given.masks.block(block),
+        )
+        if due is None:
+            return []
+        turns = torch.cat((self._reference_turns(0, 0), self._motion_turns))
+        return [CellState(SinkInput(*due, text=given.text), SinkView(self.caches.sink, turns))]
+
+    def _wire(self) -> Wire:
+        given = self.conditioning
+        latents = (1, self.dit.in_dim, BLOCK_LATENTS, *given.reference.shape[-2:])
+        actors = given.audio.block(self.first_block).shape[0]
+        shape = self.caches.shape
+        return Wire(
+            latents=latents,
+            tokens=BLOCK_LATENTS * shape.frame_tokens,
+            sink_tokens=shape.sink_tokens,
+            frames=BLOCK_LATENTS,
+            dim=self.dit.dim,
+            words=self.dit.text_len,
+            actors=actors,
+            dtype=self.dit.dtype,
+            device=given.reference.device,
+        )
 
     def _noise(self, block: int) -> Tensor:
         like = self.conditioning.reference
         drawn = self.noise.block(block, (1, self.dit.in_dim, BLOCK_LATENTS, *like.shape[-2:]))
         return drawn.to(device=like.device, dtype=self.dit.dtype)
 
-    def _prefill(self, due: tuple[Tensor, Tensor] | None) -> None:
-        """Fill the sink where a new one is due: one pass at timestep 0, shared by all steps."""
-        if due is None:
-            return
-        turns = torch.cat((self._reference_turns(0, 0), self._motion_turns))
-        inputs = SinkInput(*due, text=self.conditioning.text)
-        self.dit([CellState(inputs, SinkView(self.caches.sink, turns))])
-
-    def _state(self, cell: Cell, latents: Tensor) -> CellState:
-        given, frame = self.conditioning, cell.block * BLOCK_LATENTS
-        turns = self.grid.noisy_turns(frame, BLOCK_LATENTS, self.dit.head_dim).to(latents.device)
+    def _state(self, cell: Cell, flight: _Flight) -> CellState:
+        frame, device = cell.block * BLOCK_LATENTS, flight.latents.device
         sink_turns = self._reference_turns(frame, self.distance(cell.block, cell.step))
         view = StreamView(
-            ring=self.caches.rings[cell.step],
-            sink=self.caches.sink,
+            ring=self.caches.ring(cell.step),
+            sink=flight.sink,
             scratch=self.caches.scratch,
             frame=frame,
             frames=BLOCK_LATENTS,
-            turns=turns,
+            turns=self.grid.noisy_turns(frame, BLOCK_LATENTS, self.dit.head_dim).to(device),
             sink_turns=torch.cat((sink_turns, self._motion_turns)),
             window=self.settings.local_frames,
         )
         inputs = CellInput(
-            latents=latents,
+            latents=flight.latents,
             timestep=float(self.sampler.timesteps[cell.step]),
-            pose=given.pose.block(cell.block),
-            audio=given.audio.block(cell.block).to(latents.device),
-            text=given.text,
-            masks=None if given.masks is None else given.masks.block(cell.block),
+            pose=flight.pose,
+            audio=flight.audio,
+            text=self.conditioning.text,
+            masks=flight.masks,
         )
         return CellState(inputs, view)
 

@@ -10,18 +10,21 @@ import torch
 from liveavatar.checkpoint.read import TensorSource
 from liveavatar.checkpoint.slab import SlabLayout, allocate, point, vacate
 from liveavatar.models.dit.model import AvatarDiT
+from liveavatar.sampling.relay import Relay
 
 
 @dataclass
 class Traffic:
     """Bytes of weights that a strategy has moved, counted where the copy happens.
 
-    host: copied from host memory to the device. received: taken from other ranks. held: what stays on this rank's
-    device for good (shards, resident units, ring slots). parked: what rests in this machine's host memory.
+    host: copied from host memory to the device. received: taken from other ranks, weights or, in a pipeline, latents
+    and hidden states; sent: given to them there. held: what stays on this rank's device for good (shards, resident
+    units, ring slots). parked: what rests in this machine's host memory.
     """
 
     host: int = 0
     received: int = 0
+    sent: int = 0
     fetches: int = 0
     held: int = 0
     parked: int = 0
@@ -39,11 +42,27 @@ class Strategy(Protocol):
     @property
     def traffic(self) -> Traffic: ...
 
+    @property
+    def cells_in_flight(self) -> int | None: ...
+
+    def arrange(self, dit: AvatarDiT, steps: int, decode: str) -> None: ...
+
     def place(self, dit: AvatarDiT, source: TensorSource, dtype: torch.dtype) -> None: ...
+
+    def relay(self, steps: int, cells_in_flight: int) -> Relay: ...
 
     def summary(self) -> str: ...
 
     def release(self) -> None: ...
+
+
+def refuse_decode_rank(decode: str, name: str) -> None:
+    """Strategies that divide neither steps nor layers have no rank to spare for decoding."""
+    if decode != "inline":
+        raise ValueError(
+            f"parallel.decode={decode}, but strategy {name} decodes where it denoises: write parallel.decode=inline, or "
+            "choose +strategy=timestep_pipeline or +strategy=diagonal_pipeline"
+        )
 
 
 def place_resident(dit: AvatarDiT, source: TensorSource, dtype: torch.dtype, device: torch.device) -> int:

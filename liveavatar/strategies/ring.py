@@ -101,8 +101,10 @@ class SlabRing:
     @contextmanager
     def hold(self, name: str) -> Iterator[None]:
         """Lend a unit: its parameters are views of a slot inside the block, and empty outside."""
-        if name != self._order[self._next]:
-            raise RuntimeError(f"unit {name!r} was entered out of turn; the pass announced {self._order[self._next]!r}")
+        due = self._order[self._next] if self._next < len(self._order) else None
+        if name != due:
+            expected = f"the pass announced {due!r}" if due else "no pass announced it"
+            raise RuntimeError(f"unit {name!r} was entered out of turn: {expected}")
         self._prefetch()  # nothing to do, except where a pass is so short that the unit was in use until now
         index = self._slot_of(name)
         slot = self.slots[index]

@@ -7,7 +7,8 @@ from lightning.fabric.strategies import SingleDeviceStrategy
 
 from liveavatar.checkpoint.read import TensorSource
 from liveavatar.models.dit.model import AvatarDiT
-from liveavatar.strategies.base import Traffic, place_resident
+from liveavatar.sampling.relay import LocalRelay
+from liveavatar.strategies.base import Traffic, place_resident, refuse_decode_rank
 
 
 class SingleDevice(SingleDeviceStrategy):
@@ -15,6 +16,7 @@ class SingleDevice(SingleDeviceStrategy):
 
     name = "single_device"
     max_devices = 1
+    cells_in_flight = None
 
     def __init__(self) -> None:
         super().__init__(device="cpu")
@@ -31,6 +33,12 @@ class SingleDevice(SingleDeviceStrategy):
     @property
     def is_output_rank(self) -> bool:
         return True
+
+    def arrange(self, dit: AvatarDiT, steps: int, decode: str) -> None:
+        refuse_decode_rank(decode, self.name)
+
+    def relay(self, steps: int, cells_in_flight: int) -> LocalRelay:
+        return LocalRelay(steps, cells_in_flight)
 
     def place(self, dit: AvatarDiT, source: TensorSource, dtype: torch.dtype) -> None:
         self.traffic.held = place_resident(dit, source, dtype, self.device)

@@ -6,73 +6,55 @@ gathered. What the ranks of a shard group compute is the same request on every r
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 
 import torch
-from lightning.fabric.strategies import ModelParallelStrategy
-from torch.nn import Module
 
 from liveavatar.checkpoint.read import TensorSource
 from liveavatar.checkpoint.slab import SlabLayout, vacate
 from liveavatar.models.dit.model import AvatarDiT
-from liveavatar.strategies.base import Traffic
+from liveavatar.sampling.relay import LocalRelay
+from liveavatar.strategies.base import refuse_decode_rank
+from liveavatar.strategies.ranks import RankStrategy
 from liveavatar.strategies.ring import SlabRing
 from liveavatar.strategies.sources import HostSlabs, PeerShards
 
 SOURCES = ("auto", "peers", "host")
 
 
-class FsdpStream(ModelParallelStrategy):
+class FsdpStream(RankStrategy):
     """Weights as shards on the ranks (`peers`) or in host memory (`host`), streamed through a ring of `slots`.
 
-    `source` auto takes peers above one rank and host at one. `timeout_s` bounds how long a rank waits for another.
+    `source` auto takes peers above one rank and host at one. `cells_in_flight` independent cells share each arrival of
+    a unit; None leaves it to the schedule. `timeout_s` bounds how long a rank waits for another.
     Raises ValueError for a slot count or a source that cannot work.
     """
 
     name = "fsdp_stream"
-    max_devices = 16
 
-    def __init__(self, slots: int = 2, source: str = "auto", timeout_s: float = 120.0) -> None:
+    def __init__(
+        self, slots: int = 2, source: str = "auto", cells_in_flight: int | None = None, timeout_s: float = 120.0
+    ) -> None:
         if slots < 2:
             raise ValueError(
                 f"strategy.slots={slots}: one slot computes while another is filled, so at least strategy.slots=2"
             )
         if source not in SOURCES:
             raise ValueError(f"strategy.source={source!r} is unknown; choose one of {', '.join(SOURCES)}")
-        if timeout_s <= 0:
-            raise ValueError(f"strategy.timeout_s={timeout_s} must be positive (seconds to wait for another rank)")
-        super().__init__(self._refuse, timeout=timedelta(seconds=timeout_s))
-        self.slots, self.source = slots, source
-        self.traffic = Traffic()
+        super().__init__(timeout_s)
+        self.slots, self.source, self.cells_in_flight = slots, source, cells_in_flight
         self.ring: SlabRing | None = None
         self._bytes: PeerShards | HostSlabs | None = None
-
-    @staticmethod
-    def _refuse(module: Module, mesh: Any) -> Module:
-        raise RuntimeError("FsdpStream brings units to life in `place`; Fabric's setup_module has no part in it")
-
-    def settle(self, accelerator: str) -> None:
-        """Devices are Fabric's choice here."""
-
-    def _configure_launcher(self) -> None:
-        # one process needs no launcher, and Fabric refuses those that start processes in a notebook
-        if self.num_processes > 1:
-            super()._configure_launcher()
-
-    def setup_environment(self) -> None:
-        # every rank holds a part of the weights: Fabric's `auto` would make this axis one wide on a single node
-        self._data_parallel_size = self.num_processes * self.num_nodes
-        self._tensor_parallel_size = 1
-        super().setup_environment()
-
-    @property
-    def device(self) -> torch.device:
-        return self.root_device
 
     @property
     def is_output_rank(self) -> bool:
         return self.is_global_zero
+
+    def arrange(self, dit: AvatarDiT, steps: int, decode: str) -> None:
+        refuse_decode_rank(decode, self.name)
+
+    def relay(self, steps: int, cells_in_flight: int) -> LocalRelay:
+        return LocalRelay(steps, cells_in_flight)
 
     def place(self, dit: AvatarDiT, source: TensorSource, dtype: torch.dtype) -> None:
         units = dit.units()

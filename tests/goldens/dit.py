@@ -46,8 +46,10 @@ class Watch:
         self.calls: dict[str, dict[str, Tensor]] = {}
         self.on_prefill: Callable[[int], None] = lambda _: None
         self._prefills = 0
-        self._seen: dict[str, Tensor] = {}
+        self._seen: dict[int, dict[str, Tensor]] = {}
+        self._passing = 0  # the state that the running unit serves: a pass may hold a prefill and a cell
         self._hooks = [dit.register_forward_hook(self._after_pass)]
+        self._hooks += [unit.register_forward_pre_hook(self._enter) for unit in dit.units().values()]
         for i, block in enumerate(dit.blocks):
             self._hooks.append(block.register_forward_pre_hook(self._keep_in(f"block{i}.in")))
             self._hooks.append(block.register_forward_hook(self._keep_state(f"block{i}.out_before_audio")))
@@ -62,18 +64,26 @@ class Watch:
         for hook in self._hooks:
             hook.remove()
 
+    def _enter(self, unit: Any, args: Any) -> None:
+        self._passing = id(args[0])
+
+    def _put(self, name: str, value: Tensor) -> None:
+        self._seen.setdefault(self._passing, {})[name] = value
+
     def _keep(self, name: str) -> Callable[..., None]:
-        return lambda module, args, output: self._seen.__setitem__(name, output)
+        return lambda module, args, output: self._put(name, output)
 
     def _keep_in(self, name: str) -> Callable[..., None]:
-        return lambda module, args: self._seen.__setitem__(name, args[0].hidden)
+        return lambda module, args: self._put(name, args[0].hidden)
 
     def _keep_state(self, name: str) -> Callable[..., None]:
-        return lambda module, args, output: self._seen.__setitem__(name, output.hidden)
+        return lambda module, args, output: self._put(name, output.hidden)
 
     def _after_pass(self, module: AvatarDiT, args: Any, states: list[CellState]) -> None:
-        (state,) = states
-        seen, self._seen = self._seen, {}
+        for state in states:
+            self._note(state, self._seen.pop(id(state), {}))
+
+    def _note(self, state: CellState, seen: dict[str, Tensor]) -> None:
         rows = self.dit.embed.embed_time(torch.zeros(3))
         seen["text_context"] = state.text
         if state.is_sink:

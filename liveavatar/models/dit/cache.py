@@ -25,6 +25,11 @@ class CacheShape:
     frame_tokens: int
     sink_tokens: int
     frames: int = 12
+    first_layer: int = 0
+
+    def row(self, layer: int) -> int:
+        """Where a layer's tensors lie: a stage of a pipeline holds those of its own layers only."""
+        return layer - self.first_layer
 
     @property
     def ring_tokens(self) -> int:
@@ -49,8 +54,9 @@ class RingCache:
     def write(self, layer: int, frame: int, k: Tensor, v: Tensor) -> None:
         """Put the tokens of a block whose first latent frame is `frame` into their slots, over the oldest ones."""
         start = frame % self.shape.frames * self.shape.frame_tokens
-        self.k[layer, :, start : start + k.shape[1]] = k
-        self.v[layer, :, start : start + v.shape[1]] = v
+        row = self.shape.row(layer)
+        self.k[row, :, start : start + k.shape[1]] = k
+        self.v[row, :, start : start + v.shape[1]] = v
 
     def spans(self, end: int, window: int) -> list[slice]:
         """Token ranges of the ring that hold the last `window` frames before frame `end` (-1: all that fit)."""
@@ -68,27 +74,37 @@ class SinkCache:
     """Keys (before rotation) and values of the condition tokens, the same for every step: one copy."""
 
     def __init__(self, shape: CacheShape, like: Tensor) -> None:
+        self.shape = shape
         self.k = shape.zeros(shape.sink_tokens, like, shape.layers)
         self.v = torch.zeros_like(self.k)
+
+    def another(self) -> "SinkCache":
+        """A second buffer, for a new sink while blocks in flight still see this one."""
+        return SinkCache(self.shape, self.k)
 
 
 class Scratch:
     """Room for the contiguous keys and values of one attention call, shared by all layers and steps."""
 
     def __init__(self, shape: CacheShape, like: Tensor) -> None:
-        tokens = shape.sink_tokens + shape.ring_tokens
+        tokens = shape.sink_tokens + shape.ring_tokens if shape.layers else 0
         self.k = shape.zeros(tokens, like)[0]
         self.v = torch.zeros_like(self.k)
 
 
 class StreamCaches:
-    """All caches of one stream. `like` gives dtype and device."""
+    """All caches of one stream, for the steps that are taken here. `like` gives dtype and device."""
 
-    def __init__(self, shape: CacheShape, steps: int, like: Tensor, origin: int = 0) -> None:
+    def __init__(self, shape: CacheShape, steps: range | int, like: Tensor, origin: int = 0) -> None:
         self.shape = shape
-        self.rings = [RingCache(shape, like, origin) for _ in range(steps)]
+        self.steps = range(steps) if isinstance(steps, int) else steps
+        self.rings = [RingCache(shape, like, origin) for _ in self.steps]
         self.sink = SinkCache(shape, like)
         self.scratch = Scratch(shape, like)
+
+    def ring(self, step: int) -> RingCache:
+        """The ring of a step."""
+        return self.rings[step - self.steps.start]
 
     @property
     def nbytes(self) -> int:
@@ -111,8 +127,9 @@ class SinkView:
     turns: Complex64[Tensor, "tokens pairs"]
 
     def exchange(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        self.sink.k[layer] = k
-        self.sink.v[layer] = v
+        row = self.sink.shape.row(layer)
+        self.sink.k[row] = k
+        self.sink.v[row] = v
         return rotate(q, self.turns), rotate(k, self.turns), v
 
 
@@ -139,12 +156,13 @@ class StreamView:
         k: Float[Tensor, "b tokens heads channels"],
         v: Float[Tensor, "b tokens heads channels"],
     ) -> tuple[Tensor, Tensor, Tensor]:
+        row = self.ring.shape.row(layer)
         self.ring.write(layer, self.frame, rotate(k, self.turns), v)
         end = self.sink.k.shape[2]
-        self.scratch.k[:, :end] = rotate(self.sink.k[layer], self.sink_turns)
-        self.scratch.v[:, :end] = self.sink.v[layer]
+        self.scratch.k[:, :end] = rotate(self.sink.k[row], self.sink_turns)
+        self.scratch.v[:, :end] = self.sink.v[row]
         for span in self.ring.spans(self.frame + self.frames, self.window):
             start, end = end, end + span.stop - span.start
-            self.scratch.k[:, start:end] = self.ring.k[layer, :, span]
-            self.scratch.v[:, start:end] = self.ring.v[layer, :, span]
+            self.scratch.k[:, start:end] = self.ring.k[row, :, span]
+            self.scratch.v[:, start:end] = self.ring.v[row, :, span]
         return rotate(q, self.turns), self.scratch.k[:, :end], self.scratch.v[:, :end]

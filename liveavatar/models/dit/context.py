@@ -74,12 +74,19 @@ class FramePacker(nn.Module):
         self.proj_2x = nn.Conv3d(in_dim, dim, kernel_size=(2, 4, 4), stride=(2, 4, 4))
         self.proj_4x = nn.Conv3d(in_dim, dim, kernel_size=(4, 8, 8), stride=(4, 8, 8))
 
+    @staticmethod
+    def _packed(proj: nn.Conv3d, bucket: Float[Tensor, "b c k h w"]) -> Float[Tensor, "b tokens d"]:
+        """One bucket's tokens; a picture narrower than a token of its coarseness has none (see `Grid`)."""
+        if any(side < kernel for side, kernel in zip(bucket.shape[-2:], proj.kernel_size[1:], strict=True)):
+            return bucket.new_zeros(bucket.shape[0], 0, proj.out_channels)
+        return tokens(proj(bucket))
+
     def forward(self, motion: Float[Tensor, "b c m h w"]) -> Float[Tensor, "b tokens d"]:
         motion = motion[:, :, -MOTION_LATENTS:]
         motion = F.pad(motion, (0, 0, 0, 0, MOTION_LATENTS - motion.shape[2], 0))
         oldest, middle, newest = motion.split(BUCKETS[::-1], dim=2)
-        packed = (self.proj(newest), self.proj_2x(middle), self.proj_4x(oldest))
-        return torch.cat([tokens(p) for p in packed], dim=1)
+        buckets = ((self.proj, newest), (self.proj_2x, middle), (self.proj_4x, oldest))
+        return torch.cat([self._packed(proj, bucket) for proj, bucket in buckets], dim=1)
 
 
 def tokens(picture: Float[Tensor, "b d f rows columns"]) -> Float[Tensor, "b tokens d"]:

@@ -5,6 +5,7 @@ and enters each unit through it; a strategy may bring the weights in and let the
 before the next unit is entered, so that one arrival of its weights can serve several cells.
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, runtime_checkable
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from liveavatar.models.dit.audio import AdaIn, AudioEncoder, Injector
+from liveavatar.models.dit.audio import STREAMS, AdaIn, AudioEncoder, Injector
 from liveavatar.models.dit.block import Block
 from liveavatar.models.dit.cache import CacheShape
 from liveavatar.models.dit.context import FramePacker, Grid, tokens
@@ -152,16 +153,21 @@ class AvatarDiT(nn.Module):
         eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        if dim % num_heads or (dim // num_heads) % 2:
+        if dim % (2 * num_heads) or dim % STREAMS:
             raise ValueError(
-                f"model.dit.dim={dim} does not divide into model.dit.num_heads={num_heads} heads of even width: "
-                f"choose a dim that is a multiple of {2 * num_heads}"
+                f"model.dit.dim={dim} does not divide into model.dit.num_heads={num_heads} heads of even width and "
+                f"{STREAMS} audio streams: choose a dim that is a multiple of {math.lcm(2 * num_heads, STREAMS)}"
             )
         outside = [i for i in audio_inject_layers if not 0 <= i < num_layers]
         if outside:
             raise ValueError(
                 f"model.dit.audio_inject_layers names {outside}, but with model.dit.num_layers={num_layers} the blocks "
                 f"are numbered 0 to {num_layers - 1}"
+            )
+        if len(set(audio_inject_layers)) < len(audio_inject_layers):
+            raise ValueError(
+                f"model.dit.audio_inject_layers={list(audio_inject_layers)} names a block twice: "
+                "one injector follows a block"
             )
         self.dim, self.num_heads, self.num_layers, self.text_len = dim, num_heads, num_layers, text_len
         self.in_dim = in_dim
@@ -183,6 +189,7 @@ class AvatarDiT(nn.Module):
         self.injectors = nn.ModuleList(Injector(dim, num_heads, eps) for _ in audio_inject_layers)
         self.head = Head(dim, out_dim, eps)
         self.residency: Residency = Resident()
+        self.stage = range(num_layers)
 
     @property
     def head_dim(self) -> int:
@@ -193,19 +200,32 @@ class AvatarDiT(nn.Module):
         return parameters_dtype(self)
 
     def units(self) -> dict[str, Unit]:
-        """The units in the order of a pass, by name; each name is also the prefix of its parameters' names."""
-        names = ["embed"]
-        for layer in range(self.num_layers):
+        """The units of this stage in the order of a pass, by name, which is also the prefix of their parameters.
+
+        `stage` is the range of layers that are computed here: all of them, unless a pipeline divides the model. `embed`
+        belongs to the stage of the first layer, `head` to that of the last; a stage without layers has neither.
+        """
+        names = ["embed"] if 0 in self.stage else []
+        for layer in self.stage:
             names.append(f"blocks.{layer}")
             if layer in self.inject_after:
                 j = self.inject_after[layer]
                 names += [f"adain.{j}", f"injectors.{j}"]
-        units = {name: self.get_submodule(name) for name in (*names, "head")}
+        names += ["head"] if self.num_layers - 1 in self.stage else []
+        units = {name: self.get_submodule(name) for name in names}
         return {name: unit for name, unit in units.items() if isinstance(unit, Unit)}
 
     def cache_shape(self, grid: Grid, frames: int = 12) -> CacheShape:
         """Sizes of the caches of one stream on that grid; `frames` is the window in latent frames."""
-        return CacheShape(self.num_layers, self.num_heads, self.head_dim, grid.frame_tokens, grid.sink_tokens, frames)
+        return CacheShape(
+            layers=len(self.stage),
+            heads=self.num_heads,
+            channels=self.head_dim,
+            frame_tokens=grid.frame_tokens,
+            sink_tokens=grid.sink_tokens,
+            frames=frames,
+            first_layer=self.stage.start,
+        )
 
     def forward(self, states: Sequence[CellState]) -> list[CellState]:
         """One pass over the units, each serving every state in the given order.

@@ -1,0 +1,93 @@
+"""The command line with one process, with two that it starts itself, and with two started by torchrun."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from tests.strategies.launch import clean_environment, free_port
+
+ASKED = (
+    "model=micro",
+    "sink=none",
+    "fabric.accelerator=cpu",
+    "fabric.threads=1",
+    "request.max_seconds=1",
+    "rollout.frames_per_clip=12",  # so that the sink is refreshed within a second
+)
+STREAM = ("+strategy=fsdp_stream", "strategy.slots=3")
+
+
+def infer(folder: Path, *options: str, torchrun: int = 0) -> Path:
+    """Run `liveavatar.infer` in a folder, and give the file of latents that it left there."""
+    before = ["-m", "liveavatar.infer"]
+    if torchrun:
+        port = f"--master-port={free_port()}"
+        before = ["-m", "torch.distributed.run", f"--nproc-per-node={torchrun}", port, *before]
+    folder.mkdir()
+    command = [sys.executable, *before, *ASKED, "output.latents=latents.safetensors", *options]
+    done = subprocess.run(
+        command, cwd=folder, env=clean_environment(), capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / "latents.safetensors"
+
+
+def run_directories(folder: Path) -> list[Path]:
+    """Folders that look like a run's, wherever they are."""
+    return sorted(path.parent for path in folder.rglob("config.yaml"))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return infer(tmp_path_factory.mktemp("cli") / "alone", "output.dir=run")
+
+
+def same_latents(found: Path, expected: Path) -> bool:
+    ours, theirs = load_file(found), load_file(expected)
+    with safe_open(found, "pt") as file:
+        assert file.metadata()["threads"] == "1"
+    assert list(ours) == list(theirs) == [f"block_{b:05d}" for b in range(len(theirs))]
+    assert len(theirs) >= 3
+    return all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def metrics_of(folder: Path) -> dict:
+    (directory,) = run_directories(folder)
+    return json.loads((directory / "metrics.json").read_text())
+
+
+def test_two_processes_started_by_the_command_itself(tmp_path: Path, alone: Path) -> None:
+    latents = infer(tmp_path / "two", *STREAM, "fabric.devices=2")
+    assert same_latents(latents, alone)
+    (directory,) = run_directories(tmp_path)
+    assert directory.relative_to(tmp_path / "two").parts[0] == "outputs"  # the default, made once
+    metrics = metrics_of(tmp_path)
+    assert metrics["strategy"] == "fsdp_stream"
+    assert metrics["run/finished"] is True
+    assert metrics["traffic/received_bytes_per_block"] > 0
+    assert metrics["traffic/host_bytes_per_block"] == 0
+
+
+def test_two_processes_started_by_torchrun(tmp_path: Path, alone: Path) -> None:
+    latents = infer(tmp_path / "two", *STREAM, "strategy.source=host", "output.dir=run", torchrun=2)
+    assert same_latents(latents, alone)
+    assert run_directories(tmp_path) == [tmp_path / "two" / "run"]
+    metrics = metrics_of(tmp_path)
+    assert metrics["traffic/host_bytes_per_block"] > 0
+    assert metrics["traffic/received_bytes_per_block"] == 0
+
+
+def test_the_single_device_moves_nothing(alone: Path) -> None:
+    metrics = metrics_of(alone.parent)
+    assert run_directories(alone.parent) == [alone.parent / "run"]
+    assert metrics["strategy"] == "single_device"
+    assert metrics["traffic/unit_fetches_per_block"] == 0
+    assert metrics["memory/weights/host"] == 0
