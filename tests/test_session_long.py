@@ -25,7 +25,7 @@ def _tensor_bytes() -> int:
     gc.collect()
     storages = {}
     for thing in gc.get_objects():
-        if isinstance(thing, torch.Tensor) and not thing.is_meta:
+        if issubclass(type(thing), torch.Tensor) and not thing.is_meta:
             storages[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
     return sum(storages.values())
 
@@ -44,7 +44,7 @@ def test_memory_is_flat_in_the_length_of_the_stream(tmp_path: Path) -> None:
 
 def test_a_local_window_works_beyond_the_first_turn_of_the_ring(tmp_path: Path) -> None:
     """With a ring of two blocks and a window of one, later blocks see themselves only, and differ from a wider one."""
-    request = small_request(tmp_path, 5 * 0.48)
+    request = small_request(tmp_path, 4 * 0.48)
     narrow = latents_of(list(micro_session(speech=WINDOW, cache_frames=6, local_frames=3).run(request)))
     wide = latents_of(list(micro_session(speech=WINDOW, cache_frames=6).run(request)))
     large = latents_of(list(micro_session(speech=WINDOW, cache_frames=12, local_frames=6).run(request)))
@@ -63,12 +63,10 @@ def test_clipwise_gives_a_clip_at_a_time(tmp_path: Path) -> None:
     assert [len(chunk.frames) for chunk in chunks] == [21, 4]
     assert [sorted(chunk.latents) for chunk in chunks] == [[0, 1], [2]]
     assert [(chunk.start, chunk.index) for chunk in chunks] == [(0, 1), (21, 2)]
-    session.decode_online = False
-    assert session.prepare(small_request(tmp_path, 0.5)).sink.refresh is None
 
 
 def test_bfloat16_stays_near_float32(tmp_path: Path) -> None:
-    request = small_request(tmp_path, 0.6)
+    request = small_request(tmp_path, 0.1)
     exact = latents_of(list(micro_session(steps=4).run(request)))
     chunks = list(micro_session(steps=4, dtype=torch.bfloat16).run(request))
     rounded = latents_of(chunks)
@@ -130,12 +128,10 @@ def _pose(path: Path, frames: int, seed: int) -> Path:
 
 
 def test_a_pose_video_matters(tmp_path: Path) -> None:
-    request = small_request(tmp_path, 0.9)
-    plain = latents_of(list(micro_session(speech=WINDOW).run(request)))
-    found = [
-        latents_of(list(micro_session(speech=WINDOW).run(replace(request, pose=_pose(tmp_path / name, frames, 0)))))
-        for name, frames in (("short.mp4", 10), ("long.mp4", 40))
-    ]
+    request = small_request(tmp_path, 0.5)
+    poses = (None, _pose(tmp_path / "short.mp4", 10, 0), _pose(tmp_path / "long.mp4", 40, 0))
+    session = micro_session(speech=WINDOW, frames_per_clip=24)
+    plain, *found = (latents_of(list(session.run(replace(request, pose=pose)))) for pose in poses)
     assert plain.shape == found[0].shape == found[1].shape
     assert not torch.equal(plain[0], found[0][0])
     assert not torch.equal(found[0][1], found[1][1])  # black after the short one's end
