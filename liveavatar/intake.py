@@ -12,7 +12,7 @@ from torch import Tensor
 from liveavatar.media.audio import PLAYBACK_RATE, Voice, load_voice, mix
 from liveavatar.media.image import fit_image, fit_size, load_image
 from liveavatar.media.mask import actor_masks, load_masks
-from liveavatar.media.video import fit_video, read_video
+from liveavatar.media.video import fit_frame, read_video
 from liveavatar.models.dit.context import Grid
 from liveavatar.models.dit.model import AvatarDiT
 from liveavatar.models.speech import FullAudio, PcmBuffer, SpeechEncoder, WindowAudio
@@ -193,9 +193,8 @@ class Intake:
         latent = (1, self.parts.dit.in_dim, BLOCK_LATENTS, height // VAE_STRIDE, width // VAE_STRIDE)
         if request.pose is None:
             return NoPose(torch.zeros(latent, device=self.device, dtype=self.parts.dit.dtype))
-        video = fit_video(read_video(request.pose, limit=frames), height, width).to(self.device)
-        late = video[:, :1].expand(-1, self.rollout.lead_frames, -1, -1)  # the pose lags as the sound does
-        return PoseClips(self.parts.codec, torch.cat((late, video), dim=1), self.rollout.frames_per_clip)
+        fitted = (fit_frame(frame, height, width) for frame in read_video(request.pose, limit=frames))
+        return PoseClips(self.parts.codec, fitted, self.rollout.frames_per_clip, self.rollout.lead_frames)
 
     def _masks(self, request: AvatarRequest, actors: int, grid: Grid, blocks: int) -> MaskTrack | None:
         if not request.masks or actors == 1:

@@ -58,8 +58,9 @@ def test_help_comes_at_once(tmp_path: Path) -> None:
     seconds, heavy, text = _best(_HELP, tmp_path, mark="told ")
     assert heavy == []
     assert seconds < 2
-    for word in ("strategy: fsdp_stream, single_device", "request.image=", "sampler"):
-        assert word in text
+    strategies = sorted(file.stem for file in (ROOT / "conf" / "strategy").glob("*.yaml"))
+    for words in (f"strategy: {', '.join(strategies)}", "request.image=", "frames_per_clip"):
+        assert words in text
     assert list(tmp_path.iterdir()) == []
 
 
@@ -71,10 +72,13 @@ def test_the_command_line_says_what_it_would_do(tmp_path: Path) -> None:
 
 
 def test_imports_point_downwards() -> None:
-    linter = pytest.importorskip("importlinter.cli")
-    assert (
-        linter.lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True) == linter.EXIT_STATUS_SUCCESS
+    pytest.importorskip("importlinter")
+    # a process of its own: the linter sets up logging for itself, and switches off that of others
+    lint = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    done = subprocess.run(
+        [sys.executable, "-c", lint, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False
     )
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))

@@ -130,11 +130,7 @@ def test_latents_come_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> No
     sink = LatentSink(path, {"config": '{"seed": 0, "prompt": "é"}', "threads": "2"})
     sink.open(INFO)
     sink.write(_chunk(0, {0: blocks[0]}))
-    sink.write(
-        _chunk(
-            4, {index: blocks[index].transpose(2, 3).contiguous().transpose(2, 3) for index in (3, 1, 2, 4)}
-        )
-    )
+    sink.write(_chunk(4, {index: blocks[index].transpose(2, 3).contiguous().transpose(2, 3) for index in (3, 1, 2, 4)}))
     assert not path.exists()  # until it is whole
     sink.close()
     sink.close()

@@ -1,8 +1,8 @@
 """How much slower is a DiT cell than its own matrix products?
 
-Times one cell with full caches at a mid size against the matrix products, convolutions and attention calls that it makes
-itself, recorded from the cell and run bare at the same shapes and strides. Both are timed in one process, interleaved,
-so the figure is a ratio of one run. `--profile` also says where the rest goes.
+Times one cell with full caches at a mid size against the matrix products, convolutions and attention calls that it
+makes itself, recorded from the cell and run bare at the same shapes and strides. Both are timed in one process, in
+turn, so the figure is a ratio of one run. `--profile` also says where the rest goes.
 
     python experiments/dit_cell/run.py --out experiments/dit_cell/results.csv
 """

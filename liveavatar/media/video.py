@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -73,25 +73,13 @@ def _sampled(container: InputContainer, fps: int, limit: int | None) -> Iterator
             return
 
 
-def fit_video(
-    frames: Iterable[np.ndarray | Tensor], height: int, width: int, fill: float = -1.0
-) -> Float[Tensor, "3 t H W"]:
-    """Frames (uint8 [h, w, 3] each, or one array [t, h, w, 3]) as float32 in [-1, 1] of the working size.
+def fit_frame(frame: np.ndarray | Tensor, height: int, width: int, fill: float = -1.0) -> Float[Tensor, "3 H W"]:
+    """One frame (uint8 [h, w, 3]) as float32 in [-1, 1] of the working size.
 
-    Shorter edge to min(H, W) by torch's antialiased bilinear resize, centre cut, `fill` where the frame is
-    too small (semantics, 1.4). Frames are fitted as they come, so a long video never rests in memory at full
-    size.
-
-    Raises:
-        ValueError: when there is no frame.
+    Shorter edge to min(H, W) by torch's antialiased bilinear resize, centre cut, `fill` where the frame is too small
+    (semantics, 1.4).
     """
-    fitted = [_fitted(torch.as_tensor(frame), height, width, fill) for frame in frames]
-    if not fitted:
-        raise ValueError(f"{KEY}: there is no frame to fit. Give a video with at least one.")
-    return torch.stack(fitted, dim=1)
-
-
-def _fitted(frame: Tensor, height: int, width: int, fill: float) -> Float[Tensor, "3 H W"]:
+    frame = torch.as_tensor(frame)
     x = frame.permute(2, 0, 1)[None].float() / 255 * 2 - 1
     shape = resized_shape(frame.shape[0], frame.shape[1], min(height, width))
     if shape != tuple(frame.shape[:2]):

@@ -1,11 +1,11 @@
 """What a stream is conditioned on, and how long each part of it holds."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -105,26 +105,35 @@ class NoPose:
 class PoseClips:
     """Latents of a pose video, clip by clip: each clip is encoded behind a copy of its own first frame (1.4).
 
-    Past the end of the video the pose is black, as in the reference. One clip is held at a time.
+    `frames` are taken as they are needed, and one clip is held at a time, so clips can only be asked for in order. The
+    first frame stands `lead_frames` longer, as the sound does. Past the end of the video the pose is black, as in the
+    reference. Raises ValueError when there is no frame.
     """
 
-    def __init__(self, codec: WanCodec, video: Float[Tensor, "3 t H W"], frames_per_clip: int) -> None:
-        self.codec, self.video, self.frames_per_clip = codec, video, frames_per_clip
+    def __init__(
+        self, codec: WanCodec, frames: Iterator[Float[Tensor, "3 H W"]], frames_per_clip: int, lead_frames: int = 0
+    ) -> None:
+        first = next(frames, None)
+        if first is None:
+            raise ValueError("request.pose holds no frame: give a video with at least one")
+        self.codec, self.frames_per_clip, self.black = codec, frames_per_clip, torch.full_like(first, -1.0)
+        self.frames = chain([first] * (1 + lead_frames), frames)
         self._clip: tuple[int, Tensor] | None = None
 
-    def block(self, index: int) -> Float[Tensor, "1 16 f h w"]:
+    def block(self, index: int) -> Float[Tensor, "1 c f h w"]:
         clip, number = divmod(index, self.frames_per_clip // BLOCK_FRAMES)
         if self._clip is None or self._clip[0] != clip:
-            self._clip = (clip, self._encoded(clip))
+            if clip != (0 if self._clip is None else self._clip[0] + 1):
+                raise RuntimeError(f"clip {clip} of a pose video was asked for out of order")
+            self._clip = (clip, self._encoded())
         return self._clip[1][:, :, number * BLOCK_LATENTS : (number + 1) * BLOCK_LATENTS]
 
-    def _encoded(self, clip: int) -> Tensor:
-        start = clip * self.frames_per_clip
-        frames = self.video[:, start : start + self.frames_per_clip]
-        missing = self.frames_per_clip - frames.shape[1]
-        frames = F.pad(frames, (0, 0, 0, 0, 0, missing), value=-1.0)
-        behind = torch.cat((frames[:, :1], frames), dim=1).unsqueeze(0)
-        return self.codec.encode(behind.to(next(self.codec.parameters()).dtype))[:, :, 1:]
+    def _encoded(self) -> Tensor:
+        taken = list(islice(self.frames, self.frames_per_clip))
+        taken += [self.black] * (self.frames_per_clip - len(taken))
+        behind = torch.stack([taken[0], *taken], dim=1).unsqueeze(0)
+        weights = next(self.codec.parameters())
+        return self.codec.encode(behind.to(weights.device, weights.dtype))[:, :, 1:]
 
 
 @dataclass(frozen=True)

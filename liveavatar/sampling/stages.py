@@ -70,7 +70,7 @@ class StageTable:
         return sum(stage.computes for stage in self.stages)
 
     def prefills(self, rank: int, cell: Cell, sinks: Sequence[int]) -> bool:
-        """Whether a sink prefill rides ahead of this cell: on the first step a rank takes of a block with a new sink."""
+        """Whether a sink prefill rides ahead of this cell: on a rank's first step of a block with a new sink."""
         return cell.block in sinks and cell.step == self.stages[rank].steps.start
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -60,18 +61,22 @@ def refuse_decode_rank(decode: str, name: str) -> None:
     """Strategies that divide neither steps nor layers have no rank to spare for decoding."""
     if decode != "inline":
         raise ValueError(
-            f"parallel.decode={decode}, but strategy {name} decodes where it denoises: write parallel.decode=inline, or "
-            "choose +strategy=timestep_pipeline or +strategy=diagonal_pipeline"
+            f"parallel.decode={decode}, but strategy {name} decodes where it denoises: write parallel.decode=inline "
+            "or choose +strategy=timestep_pipeline or +strategy=diagonal_pipeline"
         )
 
 
-def place_resident(dit: AvatarDiT, source: TensorSource, dtype: torch.dtype, device: torch.device) -> int:
-    """Put every unit's slab on the device for good; returns the bytes held.
+def place_resident(
+    dit: AvatarDiT, source: TensorSource, dtype: torch.dtype, device: torch.device, only: Set[str] | None = None
+) -> int:
+    """Put every unit's slab, or those of the units `only`, on the device for good; returns the bytes held.
 
     Slabs are filled on the host one unit at a time, so the host never holds more than one unit.
     """
     held = 0
     for name, unit in dit.units().items():
+        if only is not None and name not in only:
+            continue
         layout = SlabLayout.of(unit, dtype)
         slab = allocate(layout.nbytes, torch.device("cpu"))
         layout.fill(slab, source, name)

@@ -1,7 +1,7 @@
 """FSDP2 as PyTorch brings it: full shard, and hybrid shard with the shards in host memory.
 
-The baselines of this library. Every unit is wrapped by itself, which keeps what lies outside the transformer blocks from
-staying gathered through the whole forward; `wrap=reference` wraps the blocks alone, as the reference does, so that the
+The baselines of this library. Every unit is wrapped by itself, so that what lies outside the transformer blocks does
+not stay gathered through the whole forward; `wrap=reference` wraps the blocks alone, as the reference does, so that the
 failure that people report can be reproduced.
 """
 
@@ -54,7 +54,12 @@ class FsdpFull(RankStrategy):
             raise ValueError(f"strategy.unshard={unshard!r} is unknown; choose one of {', '.join(UNSHARDS)}")
         if prefetch < 0:
             raise ValueError(f"strategy.prefetch={prefetch} cannot be negative; 0 leaves the order to FSDP2")
-        self.reshard_after_forward, self.wrap, self.unshard, self.prefetch = reshard_after_forward, wrap, unshard, prefetch
+        self.reshard_after_forward, self.wrap, self.unshard, self.prefetch = (
+            reshard_after_forward,
+            wrap,
+            unshard,
+            prefetch,
+        )
         self.cells_in_flight = cells_in_flight
 
     @property
@@ -97,8 +102,8 @@ class FsdpFull(RankStrategy):
         shards = (self.traffic.held or self.traffic.parked) / 1e6
         where = "in host memory" if self.traffic.parked else "on each rank"
         return (
-            f"{self.name} on {self.world_size} × {self.device.type}: {shards:.1f} MB of shards {where}, wrap={self.wrap}, "
-            f"unshard={self.unshard}; every rank computes the same request"
+            f"{self.name} on {self.world_size} × {self.device.type}: {shards:.1f} MB of shards {where}, "
+            f"wrap={self.wrap}, unshard={self.unshard}; every rank computes the same request"
         )
 
     def release(self) -> None:

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from liveavatar.checkpoint.slab import SlabLayout, allocate, point
 
+POISON = 0xFF
+"""A byte that makes every floating-point number of a freed slot a NaN."""
+
 Wait = Callable[[], object]
 """Ends a fetch: returns once the bytes may be read by work submitted afterwards."""
 
@@ -32,6 +35,7 @@ class _Slot:
     room: Tensor
     unit: str | None = None
     wait: Wait | None = None
+    generation: int = 0  # counts the units that have passed through
 
 
 class Lane:
@@ -41,6 +45,8 @@ class Lane:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.ready = [torch.cuda.Event() for _ in range(slots)] if self.stream else []
         self.free = [torch.cuda.Event() for _ in range(slots)] if self.stream else []
+        if self.stream is not None:  # the rooms were made on the computing stream
+            self.stream.wait_stream(torch.cuda.current_stream(device))
 
     def send(self, slot: int, fetch: Callable[[], Wait]) -> Wait:
         """Start a fetch into a slot whose last use has been submitted."""
@@ -61,8 +67,9 @@ class SlabRing:
     """Residency of units in `slots` preallocated rooms (the model's `Residency`).
 
     A pass announces its units; the ring keeps up to `slots` - 1 of the coming ones on their way and, near the end of
-    a pass, starts on the next one, which begins like this one. Raises ValueError for fewer than two slots: one would
-    have nothing to prefetch into.
+    a pass, starts on the next one, which begins like this one. Units that are not among `units` rest elsewhere for
+    good, and pass by. With `checked`, a slot is filled with NaNs when its unit is let go, and a slot that was filled
+    anew while it was lent is an error: slower, for finding mistakes.
     """
 
     def __init__(
@@ -72,7 +79,9 @@ class SlabRing:
         fetch: Fetch,
         slots: int,
         device: torch.device,
+        checked: bool = False,
     ) -> None:
+        self.checked = checked
         self.units, self.fetch, self.layouts = units, fetch, layouts
         largest = max(layout.nbytes for layout in layouts.values())
         self.slots = [_Slot(allocate(largest, device)) for _ in range(slots)]
@@ -89,7 +98,7 @@ class SlabRing:
 
     def begin(self, names: Sequence[str]) -> None:
         """A pass over `names`, in order, is about to start."""
-        self._order, self._next = list(names), 0
+        self._order, self._next = [name for name in names if name in self.units], 0
         wanted = set(self._ahead())
         for slot in self.slots:
             if slot.unit is not None and slot.unit not in wanted:
@@ -101,6 +110,9 @@ class SlabRing:
     @contextmanager
     def hold(self, name: str) -> Iterator[None]:
         """Lend a unit: its parameters are views of a slot inside the block, and empty outside."""
+        if name not in self.units:
+            yield
+            return
         due = self._order[self._next] if self._next < len(self._order) else None
         if name != due:
             expected = f"the pass announced {due!r}" if due else "no pass announced it"
@@ -112,9 +124,14 @@ class SlabRing:
         point(self.units[name], self._views_in(name, index))
         self._next += 1
         self._prefetch(held=name)
+        generation = slot.generation
         try:
             yield
         finally:
+            if self.checked and slot.generation != generation:
+                raise RuntimeError(f"the slot of {name!r} was filled with {slot.unit!r} while it was lent")
+            if self.checked:
+                slot.room.fill_(POISON)
             self.lane.let_go(index)
             point(self.units[name], self._absent[name])
             slot.unit = None
@@ -140,7 +157,7 @@ class SlabRing:
                 return
             slot = self.slots[index]
             room_for_unit = slot.room[: self.layouts[name].nbytes]
-            slot.unit = name
+            slot.unit, slot.generation = name, slot.generation + 1
             slot.wait = self.lane.send(index, lambda n=name, r=room_for_unit: self.fetch(n, r))
 
     def _slot_of(self, name: str) -> int:

@@ -54,6 +54,7 @@ class HostSlabs:
 
     Alone, the memory is private (and pinned beside a GPU). Several ranks of a machine map one file in memory, each
     fills its share, and the file's name is gone before the first unit moves, so nothing is left behind by a crash.
+    With a `folder`, the file lies there, on disk: the system keeps in memory what it has room for; nothing is pinned.
     """
 
     def __init__(
@@ -65,15 +66,16 @@ class HostSlabs:
         ranks: tuple[int, int],
         broadcast: Callable[[str], str],
         barrier: Callable[[], object],
+        folder: Path | None = None,
     ) -> None:
         self.traffic = traffic
         local, count = ranks
         total = sum(layout.nbytes for layout in layouts.values())
-        pinned = device.type == "cuda"
-        if count == 1:
+        pinned = device.type == "cuda" and folder is None
+        if count == 1 and folder is None:
             self.room = allocate(total, torch.device("cpu"), pinned=pinned)
         else:
-            self.room = _shared_room(total, local, broadcast, barrier)
+            self.room = _shared_room(total, local, broadcast, barrier, folder)
         self.slabs: dict[str, Tensor] = {}
         start = 0
         for number, (name, layout) in enumerate(layouts.items()):
@@ -96,9 +98,12 @@ class HostSlabs:
         self.slabs.clear()
 
 
-def _shared_room(total: int, local: int, broadcast: Callable[[str], str], barrier: Callable[[], object]) -> Tensor:
-    """Zeroed bytes that all ranks of this machine see, backed by memory and by no file name."""
-    folder = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
+def _shared_room(
+    total: int, local: int, broadcast: Callable[[str], str], barrier: Callable[[], object], folder: Path | None
+) -> Tensor:
+    """Zeroed bytes that all ranks of this machine see, backed by memory or a disk, and by no file name."""
+    if folder is None:
+        folder = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
     name = broadcast(f"liveavatar-{os.getpid()}-{os.urandom(4).hex()}")
     path = folder / name
     if local == 0:
@@ -109,8 +114,8 @@ def _shared_room(total: int, local: int, broadcast: Callable[[str], str], barrie
     barrier()
     if not path.exists():
         raise ValueError(
-            f"strategy.source=host wants {total / 1e9:.1f} GB shared between this machine's ranks, and {folder} lacks "
-            "that room: enlarge it, or write strategy.source=peers"
+            f"strategy.source wants {total / 1e9:.1f} GB for this machine's ranks, and {folder} lacks that room: "
+            "enlarge it, name another strategy.spill_dir with strategy.source=disk, or write strategy.source=peers"
         )
     room = torch.from_file(str(path), shared=True, size=total, dtype=torch.uint8)
     barrier()

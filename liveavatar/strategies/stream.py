@@ -6,6 +6,8 @@ gathered. What the ranks of a shard group compute is the same request on every r
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,26 +16,38 @@ from liveavatar.checkpoint.read import TensorSource
 from liveavatar.checkpoint.slab import SlabLayout, vacate
 from liveavatar.models.dit.model import AvatarDiT
 from liveavatar.sampling.relay import LocalRelay
-from liveavatar.strategies.base import refuse_decode_rank
+from liveavatar.strategies.base import place_resident, refuse_decode_rank
 from liveavatar.strategies.ranks import RankStrategy
 from liveavatar.strategies.ring import SlabRing
 from liveavatar.strategies.sources import HostSlabs, PeerShards
 
-SOURCES = ("auto", "peers", "host")
+SOURCES = ("auto", "peers", "host", "disk")
 
 
 class FsdpStream(RankStrategy):
-    """Weights as shards on the ranks (`peers`) or in host memory (`host`), streamed through a ring of `slots`.
+    """Weights streamed through a ring of `slots`, from where they rest.
 
-    `source` auto takes peers above one rank and host at one. `cells_in_flight` independent cells share each arrival of
-    a unit; None leaves it to the schedule. `timeout_s` bounds how long a rank waits for another.
-    Raises ValueError for a slot count or a source that cannot work.
+    source: `peers`, shards on the ranks; `host`, one copy in each machine's memory; `disk`, one mapped file in
+        `spill_dir` (null: the system's folder for temporary files); `auto`, peers above one rank and host at one.
+    resident: transformer blocks that stay on the device for good, spread evenly: an even spread lets copies and
+        computation overlap where a prefix would not.
+    cells_in_flight: independent cells that share each arrival of a unit; None leaves it to the schedule.
+    debug: check that no slot is refilled while it is lent, and fill freed slots with NaNs.
+    timeout_s: how long a rank waits for another.
+    Raises ValueError for values that cannot work.
     """
 
     name = "fsdp_stream"
 
     def __init__(
-        self, slots: int = 2, source: str = "auto", cells_in_flight: int | None = None, timeout_s: float = 120.0
+        self,
+        slots: int = 2,
+        source: str = "auto",
+        resident: int = 0,
+        cells_in_flight: int | None = None,
+        spill_dir: str | None = None,
+        debug: bool = False,
+        timeout_s: float = 120.0,
     ) -> None:
         if slots < 2:
             raise ValueError(
@@ -41,7 +55,13 @@ class FsdpStream(RankStrategy):
             )
         if source not in SOURCES:
             raise ValueError(f"strategy.source={source!r} is unknown; choose one of {', '.join(SOURCES)}")
+        if resident < 0:
+            raise ValueError(f"strategy.resident={resident} cannot be negative: it counts transformer blocks")
+        if spill_dir is not None and not Path(spill_dir).is_dir():
+            raise ValueError(f"strategy.spill_dir={spill_dir} is no folder: name one on a fast disk")
         super().__init__(timeout_s)
+        self.resident, self.debug = resident, debug
+        self.spill_dir = Path(spill_dir or tempfile.gettempdir())
         self.slots, self.source, self.cells_in_flight = slots, source, cells_in_flight
         self.ring: SlabRing | None = None
         self._bytes: PeerShards | HostSlabs | None = None
@@ -57,23 +77,37 @@ class FsdpStream(RankStrategy):
         return LocalRelay(steps, cells_in_flight)
 
     def place(self, dit: AvatarDiT, source: TensorSource, dtype: torch.dtype) -> None:
-        units = dit.units()
         chosen = self.source
         if chosen == "auto":
             chosen = "peers" if self.world_size > 1 else "host"
+        settled = set(self._settled(dit.num_layers))
+        self.traffic.held += place_resident(dit, source, dtype, self.device, settled)
+        units = {name: unit for name, unit in dit.units().items() if name not in settled}
         parts = self.world_size if chosen == "peers" else 1
         layouts = {name: SlabLayout.of(unit, dtype, parts) for name, unit in units.items()}
         if chosen == "peers":
             self._bytes = PeerShards(layouts, source, self.device, self.traffic)
         else:
             local = (self.local_rank, self.num_processes)
-            self._bytes = HostSlabs(layouts, source, self.device, self.traffic, local, self._tell_machine, self.barrier)
+            folder = self.spill_dir if chosen == "disk" else None
+            self._bytes = HostSlabs(
+                layouts, source, self.device, self.traffic, local, self._tell_machine, self.barrier, folder
+            )
         for unit in units.values():
             vacate(unit, dtype, self.device)
-        self.ring = SlabRing(units, layouts, self._bytes, self.slots, self.device)
+        self.ring = SlabRing(units, layouts, self._bytes, self.slots, self.device, self.debug)
         self.traffic.held += self.ring.nbytes
         dit.residency = self.ring
         self._chosen = chosen
+
+    def _settled(self, layers: int) -> list[str]:
+        """The blocks that stay on the device, evenly spread over the model."""
+        if self.resident > layers:
+            raise ValueError(
+                f"strategy.resident={self.resident}, but the model has {layers} transformer blocks: choose fewer, "
+                "or leave the strategy out to keep everything resident"
+            )
+        return [f"blocks.{(2 * i + 1) * layers // (2 * self.resident)}" for i in range(self.resident)]
 
     def _tell_machine(self, word: str) -> str:
         """What the first rank of this machine says, on each of its ranks."""
@@ -83,10 +117,11 @@ class FsdpStream(RankStrategy):
 
     def summary(self) -> str:
         ring = self.ring.nbytes if self.ring else 0
+        where = "mapped from disk" if self._chosen == "disk" else "in host memory"
         return (
             f"fsdp_stream on {self.world_size} × {self.device.type}, weights from {self._chosen}: "
-            f"{(self.traffic.held - ring) / 1e6:.1f} MB of shards and {ring / 1e6:.1f} MB of ring ({self.slots} slots) "
-            f"per rank, {self.traffic.parked / 1e6:.1f} MB in host memory; every rank computes the same request"
+            f"{(self.traffic.held - ring) / 1e6:.1f} MB at rest and {ring / 1e6:.1f} MB of ring ({self.slots} slots) "
+            f"on each rank, {self.traffic.parked / 1e6:.1f} MB {where}; every rank computes the same request"
         )
 
     def release(self) -> None:

@@ -229,6 +229,10 @@ class _Both:
     def to_published(self, name: str) -> str:
         return name
 
+    def rename(self, published: dict[str, str]) -> dict[str, str]:
+        ours = {self.to_ours(name): value for name, value in published.items()}
+        return {name: value for name, value in ours.items() if name is not None}
+
 
 class _Under:
     """A source seen from below a prefix."""

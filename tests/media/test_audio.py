@@ -146,9 +146,7 @@ def test_cut_and_padded() -> None:
     assert voice.padded(0.5) is voice
 
 
-def test_a_file_that_breaks_off_is_used_as_far_as_it_goes(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_file_that_breaks_off_is_used_as_far_as_it_goes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     whole = _encode(tmp_path / "whole.flac", "flac", "s16", _tone(2.0))
     data = whole.read_bytes()
     (tmp_path / "cut.flac").write_bytes(data[: len(data) // 2])

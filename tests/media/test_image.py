@@ -93,9 +93,7 @@ def test_fit_image_truncates_the_longer_edge() -> None:
     stripes[:, ::2] = 255
     picture = Image.fromarray(stripes)
     by_hand = picture.resize((104, 64), Image.Resampling.BILINEAR)  # 64 * 100 / 61 = 104.9
-    assert torch.equal(
-        fit_pixels(picture, 64, 64), torch.from_numpy(np.array(by_hand)).permute(2, 0, 1)[:, :, 20:84]
-    )
+    assert torch.equal(fit_pixels(picture, 64, 64), torch.from_numpy(np.array(by_hand)).permute(2, 0, 1)[:, :, 20:84])
 
 
 def test_a_real_portrait() -> None:

@@ -294,9 +294,7 @@ def test_a_block_moves_with_its_sound(encoder):
 def test_before_the_beginning_there_is_silence(encoder):
     settings = {"left_s": 0.2, "right_s": 0.1, "norm_s": 1.0}
     pcm = voice(1.0, 12)
-    early = WindowAudio(encoder, [PcmBuffer(pcm)], **settings, lead_frames=36).block(
-        0
-    )  # ends long before sample 0
+    early = WindowAudio(encoder, [PcmBuffer(pcm)], **settings, lead_frames=36).block(0)  # ends long before sample 0
     nothing = WindowAudio(encoder, [PcmBuffer(torch.zeros(9))], **settings, lead_frames=36).block(0)
     assert torch.isfinite(early).all()
     assert torch.equal(early, nothing)

@@ -64,7 +64,7 @@ class _FakeCodec(WanCodec):
 def test_pose_clips_are_encoded_behind_their_own_first_frame_and_end_in_black() -> None:
     codec = _FakeCodec()
     video = draw(0, 3, 60, 2, 2)
-    pose = PoseClips(codec, video, 48)
+    pose = PoseClips(codec, iter(video.unbind(1)), 48)
     first = torch.stack([pose.block(b) for b in range(4)])
     assert len(codec.seen) == 1
     assert torch.equal(codec.seen[0][0], torch.cat((video[:, :1], video[:, :48]), dim=1))
@@ -73,7 +73,18 @@ def test_pose_clips_are_encoded_behind_their_own_first_frame_and_end_in_black() 
     pose.block(5)
     assert torch.equal(codec.seen[1][0, :, :13], torch.cat((video[:, 48:49], video[:, 48:]), dim=1))
     assert (codec.seen[1][0, :, 13:] == -1).all()
-    assert (pose.block(1000) == -1).all()
+    assert (pose.block(8) == -1).all()
+    with pytest.raises(RuntimeError, match="out of order"):
+        pose.block(0)
+
+
+def test_the_first_pose_lasts_longer_and_a_pose_without_frames_is_refused() -> None:
+    codec = _FakeCodec()
+    video = draw(0, 3, 48, 2, 2)
+    PoseClips(codec, iter(video.unbind(1)), 48, lead_frames=3).block(0)
+    assert torch.equal(codec.seen[0][0], torch.cat((video[:, :1].expand(-1, 5, -1, -1), video[:, 1:45]), dim=1))
+    with pytest.raises(ValueError, match=r"request\.pose"):
+        PoseClips(codec, iter(()), 48)
 
 
 def test_the_sink_is_refreshed_once_by_the_first_latent_of_the_stream() -> None:

@@ -1,0 +1,120 @@
+"""Plain values of a configuration, checked and made into what the library works with. Every error names its key."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from omegaconf import DictConfig
+
+from liveavatar.media.image import parse_area
+from liveavatar.types import AvatarRequest
+
+MAX_CPU_RANKS = 16
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def in_flight(cfg: DictConfig, strategy: Any, steps: int, mode: str) -> int:
+    """Cells that share a pass: the strategy's own word, else what the schedule allows."""
+    schedule = cfg.parallel.schedule
+    if schedule not in ("sequential", "wavefront"):
+        raise ValueError(f"parallel.schedule={schedule!r} is unknown; write sequential or wavefront")
+    cells = strategy.cells_in_flight
+    if cells is not None and not 1 <= cells <= steps:
+        raise ValueError(
+            f"strategy.cells_in_flight={cells}: with sampler.steps={steps} at most {steps} cells are independent; "
+            f"choose 1 to {steps}"
+        )
+    if cells is None:
+        cells = steps if schedule == "wavefront" else 1
+    if mode == "clipwise" and cells > 1:
+        raise ValueError(
+            "rollout=clipwise needs each clip finished before the next begins: use rollout=streaming, or "
+            "parallel.schedule=sequential and strategy.cells_in_flight=1"
+        )
+    return cells
+
+
+def make_request(cfg: DictConfig) -> AvatarRequest:
+    """The request that `cfg.request` and `cfg.seed` describe."""
+    asked = cfg.request
+    for key, suffix in (("image", "jpg"), ("audio", "wav")):
+        if not asked[key]:
+            raise ValueError(f"request.{key} is empty: name a file, as in request.{key}=me.{suffix}")
+    longest = asked.max_seconds
+    if longest is not None and not (_is_number(longest) and longest > 0):
+        raise ValueError(
+            f"request.max_seconds={longest} must be a number of seconds above 0, or null for the whole voice"
+        )
+    if not _is_number(cfg.seed) or cfg.seed != int(cfg.seed):
+        raise ValueError(f"seed={cfg.seed!r} must be a whole number, as in seed=0")
+    return AvatarRequest(
+        image=Path(asked.image).expanduser(),
+        audio=_paths(asked.audio),
+        prompt=str(asked.prompt or ""),
+        size=parse_area(asked.size, cfg.model.size_multiple),
+        seed=int(cfg.seed),
+        max_seconds=None if longest is None else float(longest),
+        pose=None if asked.pose is None else Path(asked.pose).expanduser(),
+        masks=_paths(asked.masks) if asked.masks else (),
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _paths(joined: str) -> tuple[Path, ...]:
+    """`a.wav+b.wav` as two paths, unless a file has a plus sign in its name."""
+    whole = Path(str(joined)).expanduser()
+    return (whole,) if whole.exists() else tuple(Path(part).expanduser() for part in str(joined).split("+"))
+
+
+def make_fabric(cfg: DictConfig, strategy: Any) -> Fabric:
+    """Fabric for the asked devices; raises ValueError for a number that this machine or strategy has no use for."""
+    devices, accelerator = cfg.fabric.devices, cfg.fabric.accelerator
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if accelerator not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"fabric.accelerator={accelerator!r} is unknown; write auto, cpu or cuda")
+    if accelerator == "cuda" and not gpus:
+        raise ValueError("fabric.accelerator=cuda, but PyTorch finds no GPU here: write fabric.accelerator=cpu")
+    if accelerator == "auto":
+        accelerator = "cuda" if gpus else "cpu"
+    most = gpus if accelerator == "cuda" else MAX_CPU_RANKS
+    if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
+        raise ValueError(f"fabric.devices={devices!r} must be a whole number from 1 to {most}")
+    if devices > most:
+        advice = "write fabric.accelerator=cpu to run on the CPU" if accelerator == "cuda" else "more only slow it down"
+        raise ValueError(f"fabric.devices={devices}, but {accelerator} offers at most {most} here: {advice}")
+    if devices > strategy.max_devices:
+        raise ValueError(
+            f"fabric.devices={devices}, but strategy {strategy.name} uses {strategy.max_devices}: "
+            "add +strategy=fsdp_stream to divide the weights among them"
+        )
+    strategy.settle(accelerator)
+    nodes = max(1, int(os.environ.get("WORLD_SIZE", devices)) // devices) if "LOCAL_WORLD_SIZE" in os.environ else 1
+    return Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, strategy=strategy)
+
+
+def thread_count(cfg: DictConfig) -> int:
+    """The intra-op threads of each process: the last bit of a matrix product depends on them."""
+    threads = cfg.fabric.threads
+    if threads is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        devices = cfg.fabric.devices
+        return max(1, cores // devices) if isinstance(devices, int) and devices > 0 else 1
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise ValueError(f"fabric.threads={threads!r} must be a whole number from 1, or null for cores ÷ processes")
+    return threads
+
+
+def storage_type(cfg: DictConfig, what: str) -> torch.dtype:
+    """What the matrices of the `dit` or the `encoders` are stored as."""
+    name = cfg.precision[what]
+    if name not in DTYPES:
+        raise ValueError(f"precision.{what}={name!r} is unknown; choose {' or '.join(DTYPES)}")
+    return DTYPES[name]
