@@ -95,6 +95,9 @@ class Run:
             self.metrics |= {
                 "traffic/host_bytes_per_block": moved.host / blocks,
                 "traffic/received_bytes_per_block": moved.received / blocks,
+                "traffic/sent_bytes_per_block": moved.sent / blocks,
+                "traffic/cache_bytes_in_per_block": moved.caches_in / blocks,
+                "traffic/cache_bytes_out_per_block": moved.caches_out / blocks,
                 "traffic/unit_fetches_per_block": moved.fetches / blocks,
                 "memory/weights/device": moved.held,
                 "memory/weights/host": moved.parked,
@@ -166,7 +169,9 @@ def assemble(cfg: DictConfig) -> Run:
     }
     metrics |= {"run/precision": cfg.precision.dit, "speed/load_s": time.perf_counter() - began}
     relay = partial(strategy.relay, sampler.steps, cells)
-    session = AvatarSession(parts, sampler, rollout, speech, strategy.device, cfg.decode.online, shows, relay)
+    session = AvatarSession(
+        parts, sampler, rollout, speech, strategy.device, cfg.decode.online, shows, relay, strategy.make_caches
+    )
     return Run(cfg, request, session, strategy, directory, SpeedMeter(), memory, metrics)
 
 

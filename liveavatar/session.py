@@ -18,7 +18,7 @@ from liveavatar.sampling.conditioning import RolloutSettings, SinkPlan
 from liveavatar.sampling.decoding import ClipDecoding, Decoded, StreamDecoding
 from liveavatar.sampling.noise import CounterDistance, CounterNoise, DistanceSource, NoiseSource
 from liveavatar.sampling.relay import LocalRelay, Relay
-from liveavatar.sampling.rollout import Rollout
+from liveavatar.sampling.rollout import CacheMaker, Rollout
 from liveavatar.sampling.scheduler import EulerSampler
 from liveavatar.types import FPS, AvatarRequest, StreamInfo, VideoChunk
 
@@ -50,6 +50,7 @@ class AvatarSession:
 
     `shows` is False on ranks that only compute: they run the same rollout, decode nothing and yield no chunk.
     `relay` makes the connection of a stream to other ranks; without one, all cells are computed here in sequence.
+    `caches` makes the caches of a stream, where they do not simply rest on the device.
     `decode_online` belongs to clipwise rollout: the sink then takes over the re-encoded first clip.
     Raises ValueError for a request that cannot be met, before any block is denoised.
     """
@@ -64,6 +65,7 @@ class AvatarSession:
         decode_online: bool = True,
         shows: bool = True,
         relay: Callable[[], Relay] | None = None,
+        caches: CacheMaker | None = None,
     ) -> None:
         if rollout.mode == "clipwise" and not shows:
             raise ValueError(
@@ -72,6 +74,7 @@ class AvatarSession:
             )
         self.parts, self.sampler, self.rollout = parts, sampler, rollout
         self.device, self.decode_online, self.shows = device, decode_online, shows
+        self.caches = caches
         self.relay = relay or (lambda: LocalRelay(sampler.steps))
         self.intake = Intake(parts, rollout, speech, device)
 
@@ -94,6 +97,7 @@ class AvatarSession:
             noise or CounterNoise(request.seed),
             distance or CounterDistance(request.seed, *settings.sink_distance),
             relay=self.relay(),
+            caches=self.caches,
         )
         if settings.mode == "clipwise":
             clips = ClipDecoding(self.parts.codec, given.motion, gathered.window, settings.blocks_per_clip)

@@ -4,14 +4,14 @@ Where weights rest, which rank does what and in which order cells are visited is
 the rounds it is given. Memory does not grow with the length of the stream.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from liveavatar.models.dit.cache import SinkCache, SinkView, StreamCaches, StreamView
+from liveavatar.models.dit.cache import CacheShape, SinkCache, SinkView, StreamCaches, StreamView
 from liveavatar.models.dit.context import Grid, reference_place
 from liveavatar.models.dit.model import AvatarDiT
 from liveavatar.models.dit.state import CellInput, CellState, SinkInput
@@ -21,6 +21,9 @@ from liveavatar.sampling.noise import DistanceSource, NoiseSource
 from liveavatar.sampling.relay import Course, LocalRelay, Relay, Wire
 from liveavatar.sampling.scheduler import EulerSampler
 from liveavatar.types import BLOCK_LATENTS
+
+CacheMaker = Callable[[CacheShape, range, Tensor, int], StreamCaches]
+"""Makes the caches of a stream from their sizes, the steps taken here, dtype and device, and the first frame."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class Rollout:
 
     Two rollouts may share one `dit`. `first_block` starts the stream's count elsewhere than at 0: positions are those
     of that block, the caches are empty. `relay` says which cells are this rank's, in which order, and where they come
-    from; without one, all cells are here, one after another.
+    from; without one, all cells are here, one after another. `caches` makes the caches, where they do not all
+    rest on the device.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class Rollout:
         distance: DistanceSource,
         first_block: int = 0,
         relay: Relay | None = None,
+        caches: CacheMaker | None = None,
     ) -> None:
         self.dit, self.conditioning, self.sampler, self.settings = dit, conditioning, sampler, settings
         self.noise, self.distance, self.first_block = noise, distance, first_block
@@ -68,7 +73,7 @@ class Rollout:
         self.grid = Grid(reference.shape[-2], reference.shape[-1])
         shape = dit.cache_shape(self.grid, settings.cache_frames)
         like = torch.empty(0, dtype=dit.dtype, device=reference.device)
-        self.caches = StreamCaches(shape, self.relay.steps, like, origin=first_block * BLOCK_LATENTS)
+        self.caches = (caches or StreamCaches)(shape, self.relay.steps, like, first_block * BLOCK_LATENTS)
         self._motion_turns = self.grid.motion_turns(dit.head_dim).to(reference.device)
 
     def blocks(self, count: int | None, sink: SinkPlan) -> Iterator[Block]:
@@ -90,6 +95,8 @@ class Rollout:
         relay, final = self.relay, self.sampler.steps - 1
         for cells in rounds:
             taken = [self._taken_up(cell, sink, flights) for cell in cells]
+            views = [states[-1].cache for states in taken]
+            self.caches.scratch.begin([view for view in views if isinstance(view, StreamView)], self.dit.stage)
             passed = iter(self.dit([state for states in taken for state in states]))
             for cell, states in zip(cells, taken, strict=True):
                 after = [next(passed) for _ in states]

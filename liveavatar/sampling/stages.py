@@ -157,7 +157,7 @@ def ticks(table: StageTable, first: int, blocks: int | None, refresh: int | None
             hop = waiting[block][1]
             onward = (step, hop + 1) if hop + 1 < len(table.paths[step]) else (step + 1, 0)
             if onward[0] == table.steps:
-                del at[block]
+                at.pop(block, None)  # not there yet, where its first cell is its last
             else:
                 at[block] = onward
             upcoming = max(upcoming, block + 1)

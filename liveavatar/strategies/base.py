@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from liveavatar.checkpoint.read import TensorSource
 from liveavatar.checkpoint.slab import SlabLayout, allocate, point, vacate
+from liveavatar.models.dit.cache import CacheShape, StreamCaches
 from liveavatar.models.dit.model import AvatarDiT
 from liveavatar.sampling.relay import Relay
 
@@ -20,13 +22,16 @@ class Traffic:
 
     host: copied from host memory to the device. received: taken from other ranks, weights or, in a pipeline, latents
     and hidden states; sent: given to them there. held: what stays on this rank's device for good (shards, resident
-    units, ring slots). parked: what rests in this machine's host memory.
+    units, ring slots). parked: what rests in this machine's host memory. caches_in, caches_out: keys and values brought
+    from host memory and back.
     """
 
     host: int = 0
     received: int = 0
     sent: int = 0
     fetches: int = 0
+    caches_in: int = 0
+    caches_out: int = 0
     held: int = 0
     parked: int = 0
 
@@ -49,6 +54,8 @@ class Strategy(Protocol):
     def arrange(self, dit: AvatarDiT, steps: int, decode: str) -> None: ...
 
     def place(self, dit: AvatarDiT, source: TensorSource, dtype: torch.dtype) -> None: ...
+
+    def make_caches(self, shape: CacheShape, steps: range, like: Tensor, origin: int) -> StreamCaches: ...
 
     def relay(self, steps: int, cells_in_flight: int) -> Relay: ...
 

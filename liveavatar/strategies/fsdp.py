@@ -7,6 +7,7 @@ failure that people report can be reproduced.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ class FsdpFull(RankStrategy):
     """
 
     name = "fsdp_full"
+    offloads = False
 
     def __init__(
         self,
@@ -82,17 +84,17 @@ class FsdpFull(RankStrategy):
 
     @property
     def rest(self) -> torch.device:
-        """Where shards rest."""
-        return self.device
+        """Where shards rest: on the device, or in host memory (one and the same place on a CPU)."""
+        return torch.device("cpu") if self.offloads else self.device
 
     def place(self, dit: AvatarDiT, source: TensorSource, dtype: torch.dtype) -> None:
         dit.to(dtype)  # all is on meta
         wrapped = shard(dit, self.mesh(), self.wrap, self.reshard_after_forward, self.prefetch, **self.policies())
         held = fill_shards(dit, source, self.rest)
-        if self.rest == self.device:
-            self.traffic.held = held
-        else:
+        if self.offloads:
             self.traffic.parked = held
+        else:
+            self.traffic.held = held
         if self.unshard == "whole":
             for unit in (*wrapped, dit):
                 assert isinstance(unit, FSDPModule)
@@ -118,6 +120,7 @@ class HsdpOffload(FsdpFull):
     """
 
     name = "hsdp_offload"
+    offloads = True
 
     def __init__(
         self,
@@ -146,23 +149,18 @@ class HsdpOffload(FsdpFull):
     def policies(self) -> dict[str, Any]:
         return {"offload_policy": CPUOffloadPolicy(pin_memory=self.device.type == "cuda")}
 
-    @property
-    def rest(self) -> torch.device:
-        return torch.device("cpu")
-
 
 def shard(
     dit: AvatarDiT, mesh: DeviceMesh, wrap: str, reshard_after_forward: bool, prefetch: int, **policies: Any
-) -> list[nn.Module]:
+) -> Sequence[FSDPModule]:
     """Apply FSDP2 to the units of a DiT on meta; returns the wrapped units in the order of a pass."""
     units = {name: unit for name, unit in dit.units().items() if wrap == "units" or name.startswith("blocks.")}
     for unit in units.values():
         fully_shard(unit, mesh=mesh, reshard_after_forward=reshard_after_forward, **policies)
     fully_shard(dit, mesh=mesh, reshard_after_forward=False, **policies)
-    ordered = list(units.values())
+    ordered: list[FSDPModule] = [unit for unit in units.values() if isinstance(unit, FSDPModule)]
     if prefetch:
         for index, unit in enumerate(ordered):
-            assert isinstance(unit, FSDPModule)
             unit.set_modules_to_forward_prefetch(ordered[index + 1 : index + 1 + prefetch])
     return ordered
 

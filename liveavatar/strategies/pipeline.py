@@ -51,7 +51,10 @@ class Pipeline(RankStrategy):
         """Divide the work before any weight is read. Raises ValueError for a division that cannot work."""
         if decode not in ("inline", "rank"):
             raise ValueError(f"parallel.decode={decode!r} is unknown; write inline or rank")
-        self.table = type(self).table_of(self.world_size, steps, layer_costs(dit), decode == "rank")
+        try:
+            self.table = type(self).table_of(self.world_size, steps, layer_costs(dit), decode == "rank")
+        except ValueError as error:
+            raise ValueError(f"strategy {self.name} on fabric.devices={self.world_size}: {error}") from error
         dit.stage = self.table.stages[self.global_rank].layers
 
     def place(self, dit: AvatarDiT, source: TensorSource, dtype: torch.dtype) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from lightning.fabric.strategies import ModelParallelStrategy
+from torch import Tensor
 from torch.nn import Module
 
+from liveavatar.models.dit.cache import CacheShape, StreamCaches
 from liveavatar.strategies.base import Traffic
 
 
@@ -43,6 +45,10 @@ class RankStrategy(ModelParallelStrategy):
         self._data_parallel_size = self.num_processes * self.num_nodes
         self._tensor_parallel_size = 1
         super().setup_environment()
+
+    def make_caches(self, shape: CacheShape, steps: range, like: Tensor, origin: int) -> StreamCaches:
+        """The caches of a stream: on the device."""
+        return StreamCaches(shape, steps, like, origin)
 
     @property
     def device(self) -> torch.device:

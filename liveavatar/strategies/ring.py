@@ -58,6 +58,17 @@ class Lane:
             self.ready[slot].record(self.stream)
         return lambda: torch.cuda.current_stream().wait_event(self.ready[slot])
 
+    def take(self, store: Callable[[], None]) -> None:
+        """Carry something away from the device, after what has been submitted so far, and before any later fetch."""
+        if self.stream is None:
+            store()
+            return
+        done = torch.cuda.Event()
+        done.record(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            self.stream.wait_event(done)
+            store()
+
     def let_go(self, slot: int) -> None:
         if self.stream is not None:
             self.free[slot].record(torch.cuda.current_stream())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 from lightning.fabric.strategies import SingleDeviceStrategy
+from torch import Tensor
 
 from liveavatar.checkpoint.read import TensorSource
+from liveavatar.models.dit.cache import CacheShape, StreamCaches
 from liveavatar.models.dit.model import AvatarDiT
 from liveavatar.sampling.relay import LocalRelay
 from liveavatar.strategies.base import Traffic, place_resident, refuse_decode_rank
@@ -39,6 +41,9 @@ class SingleDevice(SingleDeviceStrategy):
 
     def relay(self, steps: int, cells_in_flight: int) -> LocalRelay:
         return LocalRelay(steps, cells_in_flight)
+
+    def make_caches(self, shape: CacheShape, steps: range, like: Tensor, origin: int) -> StreamCaches:
+        return StreamCaches(shape, steps, like, origin)
 
     def place(self, dit: AvatarDiT, source: TensorSource, dtype: torch.dtype) -> None:
         self.traffic.held = place_resident(dit, source, dtype, self.device)

@@ -85,7 +85,7 @@ class HostSlabs:
                 layout.fill(self.slabs[name], source, name)
         barrier()
         if pinned and count > 1:
-            _pin(self.room)
+            pin(self.room)
         traffic.parked = total
 
     def __call__(self, name: str, slot: Tensor) -> Wait:
@@ -124,12 +124,14 @@ def _shared_room(
     return room
 
 
-def _pin(room: Tensor) -> None:
+def pin(room: Tensor) -> None:
     """Page-lock shared memory for fast copies, in pieces: one huge registration fails on some systems."""
+    cudart = torch.cuda.cudart()
+    assert cudart is not None, "there is nothing to pin for without CUDA"
     piece = 2**30 // mmap.PAGESIZE * mmap.PAGESIZE
     for start in range(0, room.nbytes, piece):
         size = min(piece, room.nbytes - start)
-        code = torch.cuda.cudart().cudaHostRegister(room.data_ptr() + start, size, 0)
+        code = cudart.cudaHostRegister(room.data_ptr() + start, size, 0)
         if int(code) != 0:
             raise RuntimeError(
                 f"page-locking {room.nbytes / 1e9:.1f} GB of host memory failed after {start / 1e9:.1f} GB (CUDA error "

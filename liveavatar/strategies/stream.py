@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from liveavatar.checkpoint.read import TensorSource
 from liveavatar.checkpoint.slab import SlabLayout, vacate
+from liveavatar.models.dit.cache import CacheShape, StreamCaches
 from liveavatar.models.dit.model import AvatarDiT
 from liveavatar.sampling.relay import LocalRelay
 from liveavatar.strategies.base import place_resident, refuse_decode_rank
+from liveavatar.strategies.kv import HostCaches
 from liveavatar.strategies.ranks import RankStrategy
 from liveavatar.strategies.ring import SlabRing
 from liveavatar.strategies.sources import HostSlabs, PeerShards
@@ -31,6 +34,7 @@ class FsdpStream(RankStrategy):
         `spill_dir` (null: the system's folder for temporary files); `auto`, peers above one rank and host at one.
     resident: transformer blocks that stay on the device for good, spread evenly: an even spread lets copies and
         computation overlap where a prefix would not.
+    caches: `device`, or `host`: the rings of all steps rest in host memory and pass through two rooms on the device.
     cells_in_flight: independent cells that share each arrival of a unit; None leaves it to the schedule.
     debug: check that no slot is refilled while it is lent, and fill freed slots with NaNs.
     timeout_s: how long a rank waits for another.
@@ -44,6 +48,7 @@ class FsdpStream(RankStrategy):
         slots: int = 2,
         source: str = "auto",
         resident: int = 0,
+        caches: str = "device",
         cells_in_flight: int | None = None,
         spill_dir: str | None = None,
         debug: bool = False,
@@ -57,10 +62,12 @@ class FsdpStream(RankStrategy):
             raise ValueError(f"strategy.source={source!r} is unknown; choose one of {', '.join(SOURCES)}")
         if resident < 0:
             raise ValueError(f"strategy.resident={resident} cannot be negative: it counts transformer blocks")
+        if caches not in ("device", "host"):
+            raise ValueError(f"strategy.caches={caches!r} is unknown; write device or host")
         if spill_dir is not None and not Path(spill_dir).is_dir():
             raise ValueError(f"strategy.spill_dir={spill_dir} is no folder: name one on a fast disk")
         super().__init__(timeout_s)
-        self.resident, self.debug = resident, debug
+        self.resident, self.caches, self.debug = resident, caches, debug
         self.spill_dir = Path(spill_dir or tempfile.gettempdir())
         self.slots, self.source, self.cells_in_flight = slots, source, cells_in_flight
         self.ring: SlabRing | None = None
@@ -72,6 +79,11 @@ class FsdpStream(RankStrategy):
 
     def arrange(self, dit: AvatarDiT, steps: int, decode: str) -> None:
         refuse_decode_rank(decode, self.name)
+
+    def make_caches(self, shape: CacheShape, steps: range, like: Tensor, origin: int) -> StreamCaches:
+        if self.caches == "host":
+            return HostCaches(shape, steps, like, origin, self.traffic)
+        return super().make_caches(shape, steps, like, origin)
 
     def relay(self, steps: int, cells_in_flight: int) -> LocalRelay:
         return LocalRelay(steps, cells_in_flight)

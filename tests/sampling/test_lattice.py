@@ -58,3 +58,26 @@ def test_an_endless_wavefront_keeps_few_blocks_under_way(in_flight: int) -> None
         assert len(started - finished) <= in_flight
         finished |= {cell.block for cell in cells if cell.step == 3}
     assert len(finished) >= 500 * in_flight // 4 - 4
+
+
+@pytest.mark.parametrize(("in_flight", "passes"), [(1, 44), (2, 24), (3, 17), (4, 14)])
+def test_weights_pass_by_less_often_the_more_cells_share_them(in_flight: int, passes: int) -> None:
+    assert len(list(wavefront(0, 11, 4, in_flight, refresh=4))) == passes
+
+
+def test_over_a_long_stream_four_cells_in_flight_divide_the_passes_by_four() -> None:
+    assert 4 * 1000 / len(list(wavefront(0, 1000, 4, 4, refresh=4))) > 3.98
+
+
+@pytest.mark.parametrize("refresh", [None, 3, 6])
+def test_one_cell_in_flight_is_the_sequential_order(refresh: int | None) -> None:
+    assert list(wavefront(2, 7, 4, 1, refresh)) == list(sequential(2, 7, 4))
+    assert list(islice(wavefront(2, None, 4, 1, refresh), 500)) == list(islice(sequential(2, None, 4), 500))
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+@pytest.mark.parametrize("in_flight", [2, 3, 4])
+def test_the_cells_of_a_round_are_an_antichain(steps: int, in_flight: int) -> None:
+    """No cell of a round is at or past another's block and step: none can depend on another, near or far."""
+    for cells in wavefront(0, 12, steps, in_flight, refresh=1):
+        assert not any(a != b and a.block <= b.block and a.step <= b.step for a in cells for b in cells)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from torch import Tensor
 
 from tests.scene import make_dit
 from tests.strategies.cases import CASES, StreamCase
-from tests.strategies.launch import start_group, wait_for
 
 Reports = dict[tuple[str, int], tuple[Tensor, dict[str, Any]]]
 
@@ -30,12 +30,11 @@ def truth(steps: int, actors: int, dtype: str) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Reports]:
+def reports(worked: Callable[[int], Path]) -> dict[int, Reports]:
     """Workers start once per world size and run all its cases."""
     found: dict[int, Reports] = {}
     for world, cases in CASES.items():
-        folder: Path = tmp_path_factory.mktemp(f"world_{world}")
-        wait_for(start_group("tests.strategies.workers", world, str(folder)), timeout_s=240)
+        folder = worked(world)
         found[world] = {(case.name, rank): _read(folder, case, rank) for case in cases for rank in range(world)}
     return found
 

@@ -1,6 +1,6 @@
 """One rank of a group that runs all cases of its world size, one after another, in one process group.
 
-Started by `test_invariance.py` with the environment that torchrun gives, one process a rank. Leaves for each case a
+Started by `conftest.py` with the environment that torchrun gives, one process a rank. Leaves for each case a
 file of latents and, in the header, what was counted; judging is left to the test.
 """
 
@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +20,12 @@ from safetensors.torch import save_file
 
 from liveavatar.checkpoint.read import RandomWeights
 from liveavatar.strategies import ring as ring_module
-from liveavatar.strategies.ring import SlabRing
 from liveavatar.strategies.stream import FsdpStream
 from tests.scene import meta_dit
+from tests.strategies import topology_worker
 from tests.strategies.cases import CASES, StreamCase
-
-
-class Late:
-    """A residency that is sometimes late, differently on every rank."""
-
-    def __init__(self, ring: SlabRing, rank: int) -> None:
-        self.ring, self.chooser = ring, random.Random(rank)
-
-    def begin(self, names: Sequence[str]) -> None:
-        self.ring.begin(names)
-
-    @contextmanager
-    def hold(self, name: str) -> Iterator[None]:
-        if self.chooser.random() < 0.1:
-            time.sleep(self.chooser.random() * 0.01)
-        with self.ring.hold(name):
-            yield
+from tests.strategies.topologies import GOLDENS, TOPOLOGIES
+from tests.strategies.topology_worker import Late
 
 
 class Counted:
@@ -124,8 +106,14 @@ def _shared_rooms() -> int:
 
 def main() -> None:
     torch.set_num_threads(1)
-    for case in CASES[int(os.environ["WORLD_SIZE"])]:
-        run(case, Path(sys.argv[1]))
+    folder, world = Path(sys.argv[1]), int(os.environ["WORLD_SIZE"])
+    for case in CASES.get(world, ()):
+        run(case, folder)
+    for topology in TOPOLOGIES[world]:
+        topology_worker.run(topology, folder)
+    if world == 2:
+        for name, kind in product(GOLDENS, ("diagonal_pipeline", "timestep_pipeline")):
+            topology_worker.golden(name, kind, folder)
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -5,6 +5,7 @@ sink holds reference and motion tokens, keys not yet rotated, because the refere
 a position falls is computed from the absolute frame number, so caches carry no counters (semantics, 5).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -51,12 +52,17 @@ class RingCache:
         self.k = shape.zeros(shape.ring_tokens, like, shape.layers)
         self.v = torch.zeros_like(self.k)
 
-    def write(self, layer: int, frame: int, k: Tensor, v: Tensor) -> None:
-        """Put the tokens of a block whose first latent frame is `frame` into their slots, over the oldest ones."""
+    def place(self, frame: int, frames: int) -> slice:
+        """Where in the ring the tokens of a block lie whose first latent frame is `frame`."""
         start = frame % self.shape.frames * self.shape.frame_tokens
+        return slice(start, start + frames * self.shape.frame_tokens)
+
+    def write(self, layer: int, frame: int, k: Tensor, v: Tensor) -> None:
+        """Put a block's tokens into their place, over the oldest ones."""
+        place = self.place(frame, k.shape[1] // self.shape.frame_tokens)
         row = self.shape.row(layer)
-        self.k[row, :, start : start + k.shape[1]] = k
-        self.v[row, :, start : start + v.shape[1]] = v
+        self.k[row, :, place] = k
+        self.v[row, :, place] = v
 
     def spans(self, end: int, window: int) -> list[slice]:
         """Token ranges of the ring that hold the last `window` frames before frame `end` (-1: all that fit)."""
@@ -84,12 +90,33 @@ class SinkCache:
 
 
 class Scratch:
-    """Room for the contiguous keys and values of one attention call, shared by all layers and steps."""
+    """Room for the contiguous keys and values of one attention call, shared by all layers and steps.
+
+    The sink comes first, then the ring's valid part in ring order.
+    """
 
     def __init__(self, shape: CacheShape, like: Tensor) -> None:
         tokens = shape.sink_tokens + shape.ring_tokens if shape.layers else 0
         self.k = shape.zeros(tokens, like)[0]
         self.v = torch.zeros_like(self.k)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [self.k, self.v]
+
+    def begin(self, views: "Sequence[StreamView]", layers: range) -> None:
+        """A pass is about to start, in which each of these layers serves all these cells, in order."""
+
+    def assemble(self, view: "StreamView", layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Put a cell's rotated keys and its values into its ring; give all that the cell may attend to."""
+        view.ring.write(layer, view.frame, k, v)
+        row = view.ring.shape.row(layer)
+        end = view.put_sink(layer, self.k, self.v)
+        for span in view.spans():
+            start, end = end, end + span.stop - span.start
+            self.k[:, start:end] = view.ring.k[row, :, span]
+            self.v[:, start:end] = view.ring.v[row, :, span]
+        return self.k[:, :end], self.v[:, :end]
 
 
 class StreamCaches:
@@ -98,9 +125,12 @@ class StreamCaches:
     def __init__(self, shape: CacheShape, steps: range | int, like: Tensor, origin: int = 0) -> None:
         self.shape = shape
         self.steps = range(steps) if isinstance(steps, int) else steps
-        self.rings = [RingCache(shape, like, origin) for _ in self.steps]
         self.sink = SinkCache(shape, like)
-        self.scratch = Scratch(shape, like)
+        self.rings, self.scratch = self._rooms(like, origin)
+
+    def _rooms(self, like: Tensor, origin: int) -> tuple[list[RingCache], Scratch]:
+        """The rings of all steps, and the room in which attention finds its keys and values."""
+        return [RingCache(self.shape, like, origin) for _ in self.steps], Scratch(self.shape, like)
 
     def ring(self, step: int) -> RingCache:
         """The ring of a step."""
@@ -108,8 +138,10 @@ class StreamCaches:
 
     @property
     def nbytes(self) -> int:
-        held = [(c.k, c.v) for c in (*self.rings, self.sink, self.scratch)]
-        return sum(t.nbytes for pair in held for t in pair)
+        """Bytes on the device that computes."""
+        held = [self.sink.k, self.sink.v, *self.scratch.tensors]
+        held += [tensor for ring in self.rings for tensor in (ring.k, ring.v)]
+        return sum(tensor.nbytes for tensor in held)
 
 
 @runtime_checkable
@@ -133,7 +165,7 @@ class SinkView:
         return rotate(q, self.turns), rotate(k, self.turns), v
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StreamView:
     """A cell: its tokens go into the ring of their step and see the ring's valid part and the whole sink.
 
@@ -156,13 +188,16 @@ class StreamView:
         k: Float[Tensor, "b tokens heads channels"],
         v: Float[Tensor, "b tokens heads channels"],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        row = self.ring.shape.row(layer)
-        self.ring.write(layer, self.frame, rotate(k, self.turns), v)
-        end = self.sink.k.shape[2]
-        self.scratch.k[:, :end] = rotate(self.sink.k[row], self.sink_turns)
-        self.scratch.v[:, :end] = self.sink.v[row]
-        for span in self.ring.spans(self.frame + self.frames, self.window):
-            start, end = end, end + span.stop - span.start
-            self.scratch.k[:, start:end] = self.ring.k[row, :, span]
-            self.scratch.v[:, start:end] = self.ring.v[row, :, span]
-        return rotate(q, self.turns), self.scratch.k[:, :end], self.scratch.v[:, :end]
+        keys, values = self.scratch.assemble(self, layer, rotate(k, self.turns), v)
+        return rotate(q, self.turns), keys, values
+
+    def spans(self) -> list[slice]:
+        """The parts of the ring that this cell may see, its own tokens included."""
+        return self.ring.spans(self.frame + self.frames, self.window)
+
+    def put_sink(self, layer: int, k: Tensor, v: Tensor) -> int:
+        """Write the sink, rotated for this cell, to the front of some room; returns where it ends."""
+        row, end = self.sink.shape.row(layer), self.sink.k.shape[2]
+        k[:, :end] = rotate(self.sink.k[row], self.sink_turns)
+        v[:, :end] = self.sink.v[row]
+        return end

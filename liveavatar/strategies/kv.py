@@ -1,0 +1,142 @@
+"""Caches in host memory, streamed through a ring of scratch rooms on the device.
+
+Four step caches of the 14B model weigh more than its weights. What a cell attends to has to be put together in one
+contiguous room anyway: here that room is filled straight from host memory, the next one while this one is in use. Only
+the tokens that a cell adds go back. The order of keys is that of resident caches, and so are the numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from liveavatar.checkpoint.slab import allocate
+from liveavatar.models.dit.cache import CacheShape, RingCache, Scratch, StreamCaches, StreamView
+from liveavatar.strategies.base import Traffic
+from liveavatar.strategies.ring import Lane, Wait
+from liveavatar.strategies.sources import pin
+
+SLOTS = 2
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one attention call takes from its ring: parts (from, to, how far to move), and where the new tokens go."""
+
+    view: StreamView
+    layer: int
+    parts: tuple[tuple[int, int, int], ...]
+    hole: slice
+    end: int
+
+    @classmethod
+    def of(cls, view: StreamView, layer: int) -> Need:
+        own = view.ring.place(view.frame, view.frames)
+        parts, end, hole = [], view.sink.k.shape[2], slice(0, 0)
+        for span in view.spans():
+            move = end - span.start
+            if span.start <= own.start < span.stop:
+                hole = slice(own.start + move, own.stop + move)
+                parts += [(span.start, own.start, move), (own.stop, span.stop, move)]
+            else:
+                parts.append((span.start, span.stop, move))
+            end += span.stop - span.start
+        return cls(view, layer, tuple(part for part in parts if part[0] < part[1]), hole, end)
+
+
+class KvRing(Scratch):
+    """Two rooms on the device through which the caches of all layers and steps pass."""
+
+    def __init__(self, shape: CacheShape, like: Tensor, traffic: Traffic) -> None:
+        self.rooms = [Scratch(shape, like) for _ in range(SLOTS)]
+        self.lane, self.traffic = Lane(like.device, SLOTS), traffic
+        self._needs: list[Need] = []
+        self._next = 0
+        self._waits: list[Wait | None] = [None] * SLOTS
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [tensor for room in self.rooms for tensor in room.tensors]
+
+    def begin(self, views: Sequence[StreamView], layers: range) -> None:
+        """The order of a pass is layer by layer, and in each the cells in turn."""
+        self._needs = [Need.of(view, layer) for layer in layers for view in views]
+        self._next = 0
+        for slot in range(SLOTS):
+            self.lane.let_go(slot)
+        self._prefetch(0)
+
+    def assemble(self, view: StreamView, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        need, slot = self._needs[self._next], self._next % SLOTS
+        if need.view is not view or need.layer != layer:
+            raise RuntimeError(f"the caches of layer {layer} were asked for out of turn; due is {need.layer}")
+        self._next += 1
+        self.lane.let_go(self._next % SLOTS)  # the call before this one has been submitted, and was the last to use it
+        self._prefetch(self._next)
+        wait, self._waits[slot] = self._waits[slot], None
+        if wait is not None:
+            wait()
+        room = self.rooms[slot]
+        view.put_sink(layer, room.k, room.v)
+        room.k[:, need.hole] = k
+        room.v[:, need.hole] = v
+        self.lane.take(lambda: self._store(need, room))
+        return room.k[:, : need.end], room.v[:, : need.end]
+
+    def _prefetch(self, number: int) -> None:
+        if number < len(self._needs):
+            need, slot = self._needs[number], number % SLOTS
+            self._waits[slot] = self.lane.send(slot, lambda: self._fetch(need, self.rooms[slot]))
+
+    def _fetch(self, need: Need, room: Scratch) -> Wait:
+        ring, row = need.view.ring, need.view.ring.shape.row(need.layer)
+        for start, stop, move in need.parts:
+            for target, source in ((room.k, ring.k), (room.v, ring.v)):
+                piece = source[row, :, start:stop]
+                target[:, start + move : stop + move].copy_(piece, non_blocking=True)
+                self.traffic.caches_in += piece.nbytes
+        return lambda: None
+
+    def _store(self, need: Need, room: Scratch) -> None:
+        ring, row = need.view.ring, need.view.ring.shape.row(need.layer)
+        place = ring.place(need.view.frame, need.view.frames)
+        for target, source in ((ring.k, room.k), (ring.v, room.v)):
+            target[row, :, place].copy_(source[:, need.hole], non_blocking=True)
+            self.traffic.caches_out += source[:, need.hole].nbytes
+
+
+class HostCaches(StreamCaches):
+    """Rings in host memory (page-locked beside a GPU), sink and rooms on the device."""
+
+    def __init__(self, shape: CacheShape, steps: range, like: Tensor, origin: int, traffic: Traffic) -> None:
+        self.traffic = traffic
+        super().__init__(shape, steps, like, origin)
+        traffic.parked += sum(ring.k.nbytes + ring.v.nbytes for ring in self.rings)
+
+    def _rooms(self, like: Tensor, origin: int) -> tuple[list[RingCache], Scratch]:
+        rings = [_host_ring(self.shape, like, origin) for _ in self.steps]
+        return rings, KvRing(self.shape, like, self.traffic)
+
+    @property
+    def nbytes(self) -> int:
+        held = [self.sink.k, self.sink.v, *self.scratch.tensors]
+        return sum(tensor.nbytes for tensor in held)
+
+
+def _host_ring(shape: CacheShape, like: Tensor, origin: int) -> RingCache:
+    """A ring whose room has exactly the size it needs: PyTorch's own pinned memory comes in powers of two."""
+    ring = RingCache.__new__(RingCache)
+    ring.shape, ring.origin = shape, origin
+    sizes = (shape.layers, 1, shape.ring_tokens, shape.heads, shape.channels)
+    rooms = []
+    for _ in range(2):
+        total = like.element_size() * torch.Size(sizes).numel()
+        room = allocate(total, torch.device("cpu"))
+        if like.device.type == "cuda":
+            pin(room)
+        rooms.append(room.view(like.dtype).view(sizes))
+    ring.k, ring.v = rooms
+    return ring
