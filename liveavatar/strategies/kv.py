@@ -70,9 +70,11 @@ class KvRing(Scratch):
         self._prefetch(0)
 
     def assemble(self, view: StreamView, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        need, slot = self._needs[self._next], self._next % SLOTS
-        if need.view is not view or need.layer != layer:
-            raise RuntimeError(f"the caches of layer {layer} were asked for out of turn; due is {need.layer}")
+        need = self._needs[self._next] if self._next < len(self._needs) else None
+        if need is None or need.view is not view or need.layer != layer:
+            due = "nothing" if need is None else f"layer {need.layer}"
+            raise RuntimeError(f"the caches of layer {layer} were asked for out of turn: due is {due}")
+        slot = self._next % SLOTS
         self._next += 1
         self.lane.let_go(self._next % SLOTS)  # the call before this one has been submitted, and was the last to use it
         self._prefetch(self._next)
