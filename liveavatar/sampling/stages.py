@@ -25,6 +25,13 @@ class Stage:
     def computes(self) -> bool:
         return len(self.steps) > 0
 
+    def __str__(self) -> str:
+        return f"{_span(self.steps, 'step')} × {_span(self.layers, 'layer')}" if self.computes else "decodes"
+
+
+def _span(numbers: range, word: str) -> str:
+    return f"{word} {numbers.start}" if len(numbers) == 1 else f"{word}s {numbers.start}-{numbers.stop - 1}"
+
 
 @dataclass(frozen=True)
 class StageTable:

@@ -135,14 +135,21 @@ class HsdpOffload(FsdpFull):
             raise ValueError(f"strategy.shard_size={shard_size} must be 1 or more, or null for the ranks of a machine")
         self.shard_size = shard_size
 
-    def mesh(self) -> DeviceMesh:
-        """Replicas × shards."""
-        size = self.num_processes if self.shard_size is None else self.shard_size
-        if self.world_size % size:
+    def arrange(self, dit: AvatarDiT, steps: int, decode: str) -> None:
+        super().arrange(dit, steps, decode)
+        if self.world_size % self._size:
             fitting = [n for n in range(1, self.world_size + 1) if self.world_size % n == 0]
             raise ValueError(
-                f"strategy.shard_size={size} does not divide {self.world_size} ranks; choose one of {fitting}"
+                f"strategy.shard_size={self._size} does not divide {self.world_size} ranks; choose one of {fitting}"
             )
+
+    @property
+    def _size(self) -> int:
+        return self.num_processes if self.shard_size is None else self.shard_size
+
+    def mesh(self) -> DeviceMesh:
+        """Replicas × shards."""
+        size = self._size
         names = ("replicate", "shard")
         return init_device_mesh(self.device.type, (self.world_size // size, size), mesh_dim_names=names)
 

@@ -12,7 +12,7 @@ import torch
 
 from liveavatar.checkpoint.read import TensorSource
 from liveavatar.models.dit.model import AvatarDiT
-from liveavatar.sampling.stages import Stage, StageTable, layer_table, step_table
+from liveavatar.sampling.stages import StageTable, layer_table, step_table
 from liveavatar.strategies.base import place_resident
 from liveavatar.strategies.ranks import RankStrategy
 from liveavatar.strategies.relay import RankRelay
@@ -67,21 +67,12 @@ class Pipeline(RankStrategy):
 
     def summary(self) -> str:
         assert self.table is not None
-        cuts = [f"rank {rank}: {_words(stage)}" for rank, stage in enumerate(self.table.stages)]
+        cuts = [f"rank {rank}: {stage}" for rank, stage in enumerate(self.table.stages)]
         held = f"{self.traffic.held / 1e6:.1f} MB of DiT weights on this rank"
         return f"{self.name} on {self.world_size} × {self.device.type}: {', '.join(cuts)}; {held}"
 
     def release(self) -> None:
         pass
-
-
-def _words(stage: Stage) -> str:
-    """A stage in words."""
-    return f"{_span(stage.steps, 'step')} × {_span(stage.layers, 'layer')}" if stage.computes else "decodes"
-
-
-def _span(numbers: range, word: str) -> str:
-    return f"{word} {numbers.start}" if len(numbers) == 1 else f"{word}s {numbers.start}-{numbers.stop - 1}"
 
 
 class TimestepPipeline(Pipeline):

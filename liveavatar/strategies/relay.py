@@ -1,19 +1,12 @@
-"""The relay between ranks of a pipeline: asynchronous point-to-point messages in rooms allocated once.
+"""The relay between ranks of a pipeline.
 
-Nothing is negotiated: a receiver replays its sender's schedule and so knows which message comes next and how large it
-is. One message per sender is always awaited ahead, so that it travels while the rank computes.
+Nothing is negotiated: a receiver replays its sender's schedule and so knows which message comes next.
 """
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
-import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from liveavatar.models.dit.state import CellState
@@ -21,123 +14,7 @@ from liveavatar.sampling.lattice import Cell, Round
 from liveavatar.sampling.relay import Course, Wire
 from liveavatar.sampling.stages import StageTable, ticks
 from liveavatar.strategies.base import Traffic
-
-Part = tuple[str, tuple[int, ...], torch.dtype]
-
-
-@dataclass(frozen=True)
-class Message:
-    """What is sent and of which cell: `latents`, the hidden state of a `cell`, or that of a `sink` prefill."""
-
-    kind: str
-    cell: Cell
-
-
-def layout(wire: Wire, kind: str) -> list[Part]:
-    """The tensors of a message, in order."""
-    if kind == "latents":
-        return [("latents", wire.latents, wire.dtype)]
-    tokens = wire.sink_tokens if kind == "sink" else wire.tokens
-    parts: list[Part] = [
-        ("x", (1, tokens, wire.dim), wire.dtype),
-        ("time", (1, 1, wire.dim), torch.float32),
-        ("modulation", (1, 1, 6, wire.dim), torch.float32),
-    ]
-    if kind == "sink":
-        return [*parts, ("text", (1, wire.words, wire.dim), wire.dtype)]
-    voice = (wire.actors, wire.frames, 5, wire.dim)
-    tone = (wire.actors, wire.frames, wire.dim)
-    return [*parts, ("voice", voice, torch.float32), ("tone", tone, torch.float32)]
-
-
-def sizes(parts: list[Part]) -> list[int]:
-    """Bytes of each part, rounded up so that the next one is aligned for any type."""
-    return [-(-math.prod(shape) * dtype.itemsize // 16) * 16 for _, shape, dtype in parts]
-
-
-class Rooms:
-    """Two rooms for each kind of message, used in turn: one travels while the other is filled or read."""
-
-    def __init__(self, wire: Wire) -> None:
-        self.wire = wire
-        self._rooms: dict[str, list[Tensor]] = {}
-        self._turn: dict[str, int] = defaultdict(int)
-
-    def next(self, kind: str) -> Tensor:
-        if kind not in self._rooms:
-            total = sum(sizes(layout(self.wire, kind)))
-            device = self.wire.device
-            self._rooms[kind] = [torch.empty(total, dtype=torch.uint8, device=device) for _ in range(2)]
-        self._turn[kind] ^= 1
-        return self._rooms[kind][self._turn[kind]]
-
-    def views(self, kind: str, room: Tensor) -> dict[str, Tensor]:
-        parts = layout(self.wire, kind)
-        found, start = {}, 0
-        for (name, shape, dtype), size in zip(parts, sizes(parts), strict=True):
-            flat = room[start : start + math.prod(shape) * dtype.itemsize]
-            found[name] = flat.view(dtype).view(shape)
-            start += size
-        return found
-
-
-class Outbox:
-    """Messages to one rank. A room is reused when the message that it held has left."""
-
-    def __init__(self, wire: Wire, rank: int, traffic: Traffic) -> None:
-        self.rank, self.traffic, self.rooms = rank, traffic, Rooms(wire)
-        self._leaving: dict[int, Any] = {}
-
-    def put(self, kind: str, tensors: dict[str, Tensor]) -> None:
-        room = self.rooms.next(kind)
-        self._settle(room)
-        for name, view in self.rooms.views(kind, room).items():
-            view.copy_(tensors[name])
-        self._leaving[room.data_ptr()] = dist.isend(room, self.rank)
-        self.traffic.sent += room.nbytes
-
-    def _settle(self, room: Tensor) -> None:
-        work = self._leaving.pop(room.data_ptr(), None)
-        if work is not None:
-            work.wait()
-
-    def close(self) -> None:
-        for work in self._leaving.values():
-            work.wait()
-        self._leaving.clear()
-
-
-class Inbox:
-    """Messages from one rank, in the order in which that rank sends them."""
-
-    def __init__(self, wire: Wire, rank: int, expected: Iterator[Message], traffic: Traffic) -> None:
-        self.rank, self.expected, self.traffic, self.rooms = rank, expected, traffic, Rooms(wire)
-        self._early: dict[Message, dict[str, Tensor]] = {}
-        self._coming: tuple[Message, Tensor, Any] | None = None
-        self._await_next()
-
-    def get(self, message: Message) -> dict[str, Tensor]:
-        """The tensors of a message; those that came before their time are kept until they are asked for."""
-        while message not in self._early:
-            if self._coming is None:
-                raise RuntimeError(f"rank {self.rank} sends no {message}: the stage tables of the ranks differ")
-            come, room, work = self._coming
-            work.wait()
-            self.traffic.received += room.nbytes
-            views = self.rooms.views(come.kind, room)
-            self._await_next()
-            if come == message:
-                return views
-            self._early[come] = {name: view.clone() for name, view in views.items()}
-        return self._early.pop(message)
-
-    def _await_next(self) -> None:
-        message = next(self.expected, None)
-        if message is None:
-            self._coming = None
-            return
-        room = self.rooms.next(message.kind)
-        self._coming = (message, room, dist.irecv(room, self.rank))
+from liveavatar.strategies.mail import Inbox, Message, Outbox, layout
 
 
 class RankRelay:
@@ -156,7 +33,7 @@ class RankRelay:
         self._text: Tensor | None = None
         for rank in range(len(self.table.stages)):
             if rank != self.rank and next(self._expected(rank, course_of_two(course)), None) is not None:
-                self._inboxes[rank] = Inbox(wire, rank, self._expected(rank, course), self.traffic)
+                self._inboxes[rank] = Inbox(wire, rank, self._peer(rank), self._expected(rank, course), self.traffic)
 
     def rounds(self) -> Iterator[Round]:
         """This rank's cells, one a round, in the order of the pipeline's ticks."""
@@ -178,7 +55,7 @@ class RankRelay:
     def outgoing(self, cell: Cell, latents: Tensor) -> None:
         for rank, message in self._sent(self.rank, cell, self.course):
             if message.kind == "latents":
-                self._outbox(rank).put("latents", {"latents": latents})
+                self._outbox(rank).put(message, {"latents": latents})
 
     def receive(self, cell: Cell, states: list[CellState]) -> None:
         path = self.table.paths[cell.step]
@@ -201,7 +78,7 @@ class RankRelay:
         outbox = self._outbox(path[path.index(self.rank) + 1])
         for state in states:
             kind = "sink" if state.is_sink else "cell"
-            outbox.put(kind, {name: getattr(state, name) for name, _, _ in layout(self.wire, kind)})
+            outbox.put(Message(kind, cell), {name: getattr(state, name) for name, _, _ in layout(self.wire, kind)})
 
     def shared(self) -> Tensor | None:
         """The first block, finished: from the rank that finishes blocks to all that compute."""
@@ -227,8 +104,11 @@ class RankRelay:
 
     def _outbox(self, rank: int) -> Outbox:
         if rank not in self._outboxes:
-            self._outboxes[rank] = Outbox(self.wire, rank, self.traffic)
+            self._outboxes[rank] = Outbox(self.wire, rank, self._peer(rank), self.traffic)
         return self._outboxes[rank]
+
+    def _peer(self, rank: int) -> str:
+        return f"rank {rank} ({self.table.stages[rank]})"
 
     def _ends(self, step: int) -> tuple[int, int]:
         """The ranks that need a step's latents: the first embeds them, the last moves them along."""

@@ -79,6 +79,7 @@ class FsdpStream(RankStrategy):
 
     def arrange(self, dit: AvatarDiT, steps: int, decode: str) -> None:
         refuse_decode_rank(decode, self.name)
+        self._settled(dit.num_layers)  # refuses more resident blocks than there are
 
     def make_caches(self, shape: CacheShape, steps: range, like: Tensor, origin: int) -> StreamCaches:
         if self.caches == "host":

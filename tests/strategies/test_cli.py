@@ -1,4 +1,4 @@
-"""The command line with one process, with two that it starts itself, and with two started by torchrun."""
+"""The command line with one process, with several that it starts itself, and with two started by torchrun."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ ASKED = (
 STREAM = ("+strategy=fsdp_stream", "strategy.slots=3")
 
 
-def infer(folder: Path, *options: str, torchrun: int = 0) -> Path:
+def infer(folder: Path, *options: str, torchrun: int = 0, asked: tuple[str, ...] = ASKED) -> Path:
     """Run `liveavatar.infer` in a folder, and give the file of latents that it left there."""
     before = ["-m", "liveavatar.infer"]
     if torchrun:
         port = f"--master-port={free_port()}"
         before = ["-m", "torch.distributed.run", f"--nproc-per-node={torchrun}", port, *before]
     folder.mkdir()
-    command = [sys.executable, *before, *ASKED, "output.latents=latents.safetensors", *options]
+    command = [sys.executable, *before, *asked, "output.latents=latents.safetensors", *options]
     done = subprocess.run(
         command, cwd=folder, env=clean_environment(), capture_output=True, text=True, timeout=240, check=False
     )
@@ -91,3 +91,45 @@ def test_the_single_device_moves_nothing(alone: Path) -> None:
     assert metrics["strategy"] == "single_device"
     assert metrics["traffic/unit_fetches_per_block"] == 0
     assert metrics["memory/weights/host"] == 0
+
+
+TINY = ("model=tiny", "request.max_seconds=0.9", *(word for word in ASKED if not word.startswith(("model", "request"))))
+
+
+@pytest.fixture(scope="module")
+def tiny_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return infer(tmp_path_factory.mktemp("cli") / "alone", "output.dir=run", asked=TINY)
+
+
+@pytest.mark.parametrize(
+    ("options", "received"),
+    [
+        (("+strategy=timestep_pipeline", "fabric.devices=2"), True),
+        (("+strategy=diagonal_pipeline", "fabric.devices=3", "parallel.decode=rank"), True),
+        (("+strategy=fsdp_full", "fabric.devices=2", "parallel.schedule=wavefront"), False),
+        (("+strategy=hsdp_offload", "fabric.devices=2", "strategy.shard_size=2"), False),
+    ],
+    ids=["timestep_pipeline", "diagonal_pipeline", "fsdp_full", "hsdp_offload"],
+)
+def test_every_strategy_gives_the_latents_of_a_single_device(
+    tmp_path: Path, tiny_alone: Path, options: tuple[str, ...], received: bool
+) -> None:
+    latents = infer(tmp_path / "several", *options, "output.dir=run", asked=TINY)
+    assert same_latents(latents, tiny_alone)
+    assert run_directories(tmp_path) == [tmp_path / "several" / "run"]
+    metrics = metrics_of(tmp_path)
+    assert options[0] == f"+strategy={metrics['strategy']}"
+    assert metrics["run/finished"] is True
+    assert (metrics["traffic/received_bytes_per_block"] > 0) is received  # FSDP2 keeps no account
+
+
+def test_a_cut_that_cannot_work_is_refused_before_weights_load(tmp_path: Path) -> None:
+    options = ("+strategy=timestep_pipeline", "parallel.decode=rank", "output.dir=run")
+    command = [sys.executable, "-m", "liveavatar.infer", *ASKED, *options]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "parallel.decode=rank takes a rank of its own: use fabric.devices=2" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "weights: random" not in done.stderr  # said when they have come to life

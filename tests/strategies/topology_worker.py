@@ -25,7 +25,7 @@ from liveavatar.sampling.conditioning import RolloutSettings, SinkPlan
 from liveavatar.sampling.noise import CounterDistance, CounterNoise, TableDistance, TableNoise
 from liveavatar.sampling.rollout import Rollout
 from liveavatar.sampling.scheduler import EulerSampler
-from liveavatar.strategies.relay import Rooms
+from liveavatar.strategies.mail import Rooms
 from tests.goldens import build
 from tests.goldens.case import Case
 from tests.goldens.dit import conditioning_of, run_of, settings_of
