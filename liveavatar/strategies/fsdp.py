@@ -38,6 +38,9 @@ class FsdpFull(RankStrategy):
     """
 
     name = "fsdp_full"
+    cells_in_flight = (
+        None  # FSDP2 gathers and lets go at each call of a unit: cells that share a pass would save nothing
+    )
     offloads = False
 
     def __init__(
@@ -46,7 +49,6 @@ class FsdpFull(RankStrategy):
         wrap: str = "units",
         unshard: str = "unit",
         prefetch: int = 1,
-        cells_in_flight: int | None = None,
         timeout_s: float = 120.0,
     ) -> None:
         super().__init__(timeout_s)
@@ -62,7 +64,6 @@ class FsdpFull(RankStrategy):
             unshard,
             prefetch,
         )
-        self.cells_in_flight = cells_in_flight
 
     @property
     def is_output_rank(self) -> bool:
@@ -127,10 +128,9 @@ class HsdpOffload(FsdpFull):
         shard_size: int | None = None,
         reshard_after_forward: bool = True,
         prefetch: int = 1,
-        cells_in_flight: int | None = None,
         timeout_s: float = 120.0,
     ) -> None:
-        super().__init__(reshard_after_forward, "units", "unit", prefetch, cells_in_flight, timeout_s)
+        super().__init__(reshard_after_forward, "units", "unit", prefetch, timeout_s)
         if shard_size is not None and shard_size < 1:
             raise ValueError(f"strategy.shard_size={shard_size} must be 1 or more, or null for the ranks of a machine")
         self.shard_size = shard_size
