@@ -13,7 +13,7 @@ from liveavatar.checkpoint.read import TensorSource
 from liveavatar.checkpoint.slab import SlabLayout, allocate, point, vacate
 from liveavatar.models.dit.cache import CacheShape, StreamCaches
 from liveavatar.models.dit.model import AvatarDiT
-from liveavatar.sampling.relay import Relay
+from liveavatar.sampling.relay import LocalRelay, Relay
 
 
 @dataclass
@@ -64,13 +64,23 @@ class Strategy(Protocol):
     def release(self) -> None: ...
 
 
-def refuse_decode_rank(decode: str, name: str) -> None:
-    """Strategies that divide neither steps nor layers have no rank to spare for decoding."""
-    if decode != "inline":
-        raise ValueError(
-            f"parallel.decode={decode}, but strategy {name} decodes where it denoises: write parallel.decode=inline "
-            "or choose +strategy=timestep_pipeline or +strategy=diagonal_pipeline"
-        )
+class WholeLattice:
+    """What strategies share whose ranks each compute every cell: they cut neither steps nor layers.
+
+    Raises ValueError for a decode rank: there is none to spare.
+    """
+
+    name: str
+
+    def arrange(self, dit: AvatarDiT, steps: int, decode: str) -> None:
+        if decode != "inline":
+            raise ValueError(
+                f"parallel.decode={decode}, but strategy {self.name} decodes where it denoises: write "
+                "parallel.decode=inline or choose +strategy=timestep_pipeline or +strategy=diagonal_pipeline"
+            )
+
+    def relay(self, steps: int, cells_in_flight: int) -> LocalRelay:
+        return LocalRelay(steps, cells_in_flight)
 
 
 def place_resident(

@@ -19,15 +19,14 @@ from torch.distributed.tensor import DTensor
 from liveavatar.checkpoint.read import TensorSource
 from liveavatar.checkpoint.slab import allocate
 from liveavatar.models.dit.model import AvatarDiT
-from liveavatar.sampling.relay import LocalRelay
-from liveavatar.strategies.base import refuse_decode_rank
+from liveavatar.strategies.base import WholeLattice
 from liveavatar.strategies.ranks import RankStrategy
 
 WRAPS = ("units", "reference")
 UNSHARDS = ("unit", "whole")
 
 
-class FsdpFull(RankStrategy):
+class FsdpFull(WholeLattice, RankStrategy):
     """Full shard: every rank holds 1/N of each unit and gathers units one by one.
 
     reshard_after_forward: give a unit's gathered weights back after use; False keeps them after the first pass.
@@ -68,12 +67,6 @@ class FsdpFull(RankStrategy):
     @property
     def is_output_rank(self) -> bool:
         return self.is_global_zero
-
-    def arrange(self, dit: AvatarDiT, steps: int, decode: str) -> None:
-        refuse_decode_rank(decode, self.name)
-
-    def relay(self, steps: int, cells_in_flight: int) -> LocalRelay:
-        return LocalRelay(steps, cells_in_flight)
 
     def mesh(self) -> DeviceMesh:
         """All ranks on one axis: each holds 1/N."""

@@ -9,11 +9,10 @@ from torch import Tensor
 from liveavatar.checkpoint.read import TensorSource
 from liveavatar.models.dit.cache import CacheShape, StreamCaches
 from liveavatar.models.dit.model import AvatarDiT
-from liveavatar.sampling.relay import LocalRelay
-from liveavatar.strategies.base import Traffic, place_resident, refuse_decode_rank
+from liveavatar.strategies.base import Traffic, WholeLattice, place_resident
 
 
-class SingleDevice(SingleDeviceStrategy):
+class SingleDevice(WholeLattice, SingleDeviceStrategy):
     """Everything on one device; nothing moves after loading. The device is the first GPU, or the CPU without one."""
 
     name = "single_device"
@@ -35,12 +34,6 @@ class SingleDevice(SingleDeviceStrategy):
     @property
     def is_output_rank(self) -> bool:
         return True
-
-    def arrange(self, dit: AvatarDiT, steps: int, decode: str) -> None:
-        refuse_decode_rank(decode, self.name)
-
-    def relay(self, steps: int, cells_in_flight: int) -> LocalRelay:
-        return LocalRelay(steps, cells_in_flight)
 
     def make_caches(self, shape: CacheShape, steps: range, like: Tensor, origin: int) -> StreamCaches:
         return StreamCaches(shape, steps, like, origin)

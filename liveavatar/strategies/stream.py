@@ -17,8 +17,7 @@ from liveavatar.checkpoint.read import TensorSource
 from liveavatar.checkpoint.slab import SlabLayout, vacate
 from liveavatar.models.dit.cache import CacheShape, StreamCaches
 from liveavatar.models.dit.model import AvatarDiT
-from liveavatar.sampling.relay import LocalRelay
-from liveavatar.strategies.base import place_resident, refuse_decode_rank
+from liveavatar.strategies.base import WholeLattice, place_resident
 from liveavatar.strategies.kv import HostCaches
 from liveavatar.strategies.ranks import RankStrategy
 from liveavatar.strategies.ring import SlabRing
@@ -27,7 +26,7 @@ from liveavatar.strategies.sources import HostSlabs, PeerShards
 SOURCES = ("auto", "peers", "host", "disk")
 
 
-class FsdpStream(RankStrategy):
+class FsdpStream(WholeLattice, RankStrategy):
     """Weights streamed through a ring of `slots`, from where they rest.
 
     source: `peers`, shards on the ranks; `host`, one copy in each machine's memory; `disk`, one mapped file in
@@ -78,16 +77,13 @@ class FsdpStream(RankStrategy):
         return self.is_global_zero
 
     def arrange(self, dit: AvatarDiT, steps: int, decode: str) -> None:
-        refuse_decode_rank(decode, self.name)
+        super().arrange(dit, steps, decode)
         self._settled(dit.num_layers)  # refuses more resident blocks than there are
 
     def make_caches(self, shape: CacheShape, steps: range, like: Tensor, origin: int) -> StreamCaches:
         if self.caches == "host":
             return HostCaches(shape, steps, like, origin, self.traffic)
         return super().make_caches(shape, steps, like, origin)
-
-    def relay(self, steps: int, cells_in_flight: int) -> LocalRelay:
-        return LocalRelay(steps, cells_in_flight)
 
     def place(self, dit: AvatarDiT, source: TensorSource, dtype: torch.dtype) -> None:
         chosen = self.source
