@@ -159,7 +159,9 @@ def assemble(cfg: DictConfig) -> Run:
     memory.end("load")
     log.info(strategy.summary())
     if "random" in source.origin:
-        log.warning("weights: %s. The picture will be noise: this shows that the machinery runs, not an avatar.", source.origin)
+        log.warning(
+            "weights: %s. The picture will be noise: this shows that the machinery runs, not an avatar.", source.origin
+        )
     metrics = stamp(str(strategy.device), threads, fabric.world_size)
     metrics |= {
         "run/finished": False,
