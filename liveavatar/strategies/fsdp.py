@@ -41,6 +41,7 @@ class FsdpFull(WholeLattice, RankStrategy):
         None  # FSDP2 gathers and lets go at each call of a unit: cells that share a pass would save nothing
     )
     offloads = False
+    hoists = False  # a unit's weights are there inside its own forward only
 
     def __init__(
         self,
@@ -83,6 +84,7 @@ class FsdpFull(WholeLattice, RankStrategy):
 
     def place(self, dit: AvatarDiT, source: TensorSource, dtype: torch.dtype) -> None:
         dit.to(dtype)  # all is on meta
+        dit.hoist = False
         wrapped = shard(dit, self.mesh(), self.wrap, self.reshard_after_forward, self.prefetch, **self.policies())
         held = fill_shards(dit, source, self.rest)
         if self.offloads:
