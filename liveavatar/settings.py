@@ -39,6 +39,19 @@ def in_flight(cfg: DictConfig, strategy: Any, steps: int, mode: str) -> int:
     return cells
 
 
+def hoists(cfg: DictConfig, strategy: Any) -> bool:
+    """Whether conditioning is made ready ahead of the cells: as asked, or wherever the strategy can."""
+    asked = cfg.parallel.hoist
+    if asked not in ("auto", True, False):
+        raise ValueError(f"parallel.hoist={asked!r} is unknown; write auto, true or false")
+    if asked is True and not strategy.hoists:
+        raise ValueError(
+            f"parallel.hoist=true, but strategy {strategy.name} has a unit's weights inside the unit's own forward "
+            "only, so that nothing can be prepared ahead: write parallel.hoist=auto, or choose +strategy=fsdp_stream"
+        )
+    return strategy.hoists if asked == "auto" else asked
+
+
 def make_request(cfg: DictConfig) -> AvatarRequest:
     """The request that `cfg.request` and `cfg.seed` describe."""
     asked = cfg.request

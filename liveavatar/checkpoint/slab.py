@@ -88,9 +88,7 @@ def allocate(nbytes: int, device: torch.device, pinned: bool = False) -> Tensor:
     return room[start : start + nbytes]
 
 
-def vacate(
-    unit: nn.Module, dtype: torch.dtype, device: torch.device, names: Collection[str] | None = None
-) -> None:
+def vacate(unit: nn.Module, dtype: torch.dtype, device: torch.device, names: Collection[str] | None = None) -> None:
     """Replace a unit's parameters (`names` alone, where given) by empty ones: what it is while they are elsewhere."""
     for path, module in unit.named_modules():
         for name in [name for name, parameter in module._parameters.items() if parameter is not None]:

@@ -101,7 +101,8 @@ class FsdpFull(WholeLattice, RankStrategy):
         where = "in host memory" if self.traffic.parked else "on each rank"
         return (
             f"{self.name} on {self.world_size} × {self.device.type}: {shards:.1f} MB of shards {where}, "
-            f"wrap={self.wrap}, unshard={self.unshard}; every rank computes the same request"
+            f"wrap={self.wrap}, unshard={self.unshard}, conditioning not hoisted; "
+            "every rank computes the same request"
         )
 
     def release(self) -> None:

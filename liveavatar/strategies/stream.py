@@ -111,6 +111,7 @@ class FsdpStream(WholeLattice, RankStrategy):
         self.ring = SlabRing(units, layouts, self._bytes, self.slots, self.device, self.debug)
         self.traffic.held += self.ring.nbytes
         dit.residency = self.ring
+        self._cold = sum(layout.nbytes for name, layout in layouts.items() if "/" in name)
         self._chosen = chosen
 
     def _settled(self, layers: int) -> list[str]:
@@ -134,7 +135,9 @@ class FsdpStream(WholeLattice, RankStrategy):
         return (
             f"fsdp_stream on {self.world_size} × {self.device.type}, weights from {self._chosen}: "
             f"{(self.traffic.held - ring) / 1e6:.1f} MB at rest and {ring / 1e6:.1f} MB of ring ({self.slots} slots) "
-            f"on each rank, {self.traffic.parked / 1e6:.1f} MB {where}; every rank computes the same request"
+            f"on each rank, {self.traffic.parked / 1e6:.1f} MB {where}; "
+            f"{self._cold / 1e6:.1f} MB of the weights prepare conditioning, outside the hot loop; "
+            "every rank computes the same request"
         )
 
     def release(self) -> None:

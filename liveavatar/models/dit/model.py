@@ -148,8 +148,7 @@ class AvatarDiT(nn.Module):
 
     Keywords carry the names of the published `config.json`. Weights may be built on `meta`; a strategy brings them to
     life. `hoist` says whether conditioning is prepared ahead of the cells, in parts that move by themselves; a strategy
-    under which weights can only be had inside a unit's own forward turns it off. Raises ValueError for sizes that cannot
-    work.
+    that lends weights inside a unit's own forward only turns it off. Raises ValueError for sizes that cannot work.
     """
 
     def __init__(
@@ -238,7 +237,9 @@ class AvatarDiT(nn.Module):
         """What moves by itself, by the name under which `residency` is asked for it: units or, where the model hoists,
         their hot parts and the parts that prepare conditioning."""
         if not self.hoist:
-            return {name: Part(unit, tuple(p for p, _ in unit.named_parameters())) for name, unit in self.units().items()}
+            return {
+                name: Part(unit, tuple(p for p, _ in unit.named_parameters())) for name, unit in self.units().items()
+            }
         found = {}
         for name, unit in self.units().items():
             found[name] = Part(unit, unit.part())

@@ -1,8 +1,8 @@
 """Conditioning made ready before the cells that need it.
 
-Keys and values of the words, the timestep table, what a voice does to the injectors: none of it depends on the video, so
-it is made once per prompt, run or block, and the weights that make it stay out of the hot loop. Matrix products have the
-shapes that they have inside a cell, one after another, and so the same bits.
+Keys and values of the words, the timestep table, what a voice does to the injectors: none of it depends on the video.
+It is made once per prompt, run or block, and the weights that make it stay out of the hot loop. Matrix products have
+the shapes that they have inside a cell, one after another, and so the same bits.
 """
 
 from collections.abc import Sequence
