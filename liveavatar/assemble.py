@@ -184,7 +184,7 @@ def build_parts(
     sampler: EulerSampler,
     dit_dtype: torch.dtype,
     dtype: torch.dtype,
-    hoist: bool,
+    hoist: int,
 ) -> Parts:
     """Build every model on meta and fill it: the DiT by the strategy, the others resident on its device."""
     with torch.device("meta"):

@@ -1,6 +1,6 @@
 """Conditioning of a stream, made ready once per run, prompt and block instead of in every cell."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from torch import Tensor
 
@@ -12,12 +12,15 @@ from liveavatar.models.dit.state import CellState
 class Hoist:
     """What the cells of one stream take ready made, in rooms that are used again.
 
-    One pass over the parts of units that prepare conditioning serves all that a round needs. A stage without `embed`
-    is given text, voice and tone by the stage before it, and makes its own layers' keys and values from them.
+    One pass over the parts of units that prepare conditioning serves all that a round needs and, with `dit.hoist` above
+    1, the voices of so many blocks at once, as far as there are blocks (`end`; None: for ever); `audio` gives a block's
+    speech features. A stage without `embed` is given text, voice and tone by the stage before it, and makes its own
+    layers' keys and values from them.
     """
 
-    def __init__(self, dit: AvatarDiT, timesteps: Sequence[float]) -> None:
-        self.dit = dit
+    def __init__(self, dit: AvatarDiT, timesteps: Sequence[float], audio: Callable[[int], Tensor]) -> None:
+        self.dit, self.audio = dit, audio
+        self.end: int | None = None
         self.steps = PreparedSteps(tuple(dict.fromkeys((*timesteps, 0.0))))
         self.prompts: list[PreparedPrompt] = []
         self.voices: dict[int, PreparedVoice] = {}
@@ -51,6 +54,11 @@ class Hoist:
             PreparedVoice.kind: any(block not in self.voices for block in blocks),
         }
         return self.dit.preparing(kind for kind in KINDS if wants[kind]) + list(self.dit.units())
+
+    def audio_of(self, block: int) -> Tensor:
+        """The speech features of a block, asked for once."""
+        found = self.voices[block].source if block in self.voices else None
+        return self.audio(block) if found is None else found
 
     def let_go(self, block: int) -> None:
         """A block has left: the rooms of its voice are free."""
@@ -90,15 +98,23 @@ class Hoist:
 
     def _voice_for(self, state: CellState, block: int, due: list[Prepared]) -> PreparedVoice:
         if block not in self.voices:
-            made = self.voices[block] = self._spare.pop() if self._spare else PreparedVoice()
-            made.source, made.frames = state.cell.audio, state.cell.latents.shape[2]
-            if not self._embeds:
+            made = self._room_for(block, state.cell.audio, state, due)
+            if self._embeds:
+                stop = block + self.dit.hoist if self.end is None else min(block + self.dit.hoist, self.end)
+                for later in range(block + 1, stop):
+                    self._room_for(later, self.audio(later), state, due)
+            else:
                 assert state.voice is not None
                 assert state.tone is not None
                 made.keep("voice", state.voice)
                 made.keep("tone", state.tone)
-            due.append(made)
         return self.voices[block]
+
+    def _room_for(self, block: int, audio: Tensor, like: CellState, due: list[Prepared]) -> PreparedVoice:
+        made = self.voices[block] = self._spare.pop() if self._spare else PreparedVoice()
+        made.source, made.frames = audio, like.cell.latents.shape[2]
+        due.append(made)
+        return made
 
     def _fill(self, state: CellState) -> None:
         """What `embed` would compute for this state."""

@@ -78,7 +78,7 @@ class Rollout:
         self.caches = (caches or StreamCaches)(shape, self.relay.steps, like, first_block * BLOCK_LATENTS)
         self._motion_turns = self.grid.motion_turns(dit.head_dim).to(reference.device)
         timesteps = [float(sampler.timesteps[step]) for step in self.relay.steps]
-        self.hoisted = Hoist(dit, timesteps) if dit.hoist else None
+        self.hoisted = Hoist(dit, timesteps, self._audio) if dit.hoist else None
         self._prompts = [(first_block, conditioning.text)]  # from which block on
         self._upcoming = first_block
 
@@ -88,6 +88,8 @@ class Rollout:
         Blocks come out on the rank on which they are finished and on the one that decodes, nowhere else.
         """
         self.relay.open(self._wire(), Course(self.first_block, count, sink.refresh))
+        if self.hoisted:
+            self.hoisted.end = None if count is None else self.first_block + count
         try:
             yield from (Block(index, latents) for index, latents in self.relay.finished())
             yield from self.walk(self.relay.rounds(), sink)
@@ -195,7 +197,7 @@ class Rollout:
             text=text,
             sink=self.caches.sink,
             pose=given.pose.block(block),
-            audio=given.audio.block(block).to(given.reference.device),
+            audio=self.hoisted.audio_of(block) if self.hoisted else self._audio(block),
             masks=None if given.masks is None else given.masks.block(block),
         )
         if due is None:
@@ -219,6 +221,9 @@ class Rollout:
             dtype=self.dit.dtype,
             device=given.reference.device,
         )
+
+    def _audio(self, block: int) -> Tensor:
+        return self.conditioning.audio.block(block).to(self.conditioning.reference.device)
 
     def _noise(self, block: int) -> Tensor:
         like = self.conditioning.reference

@@ -84,7 +84,7 @@ class FsdpFull(WholeLattice, RankStrategy):
 
     def place(self, dit: AvatarDiT, source: TensorSource, dtype: torch.dtype) -> None:
         dit.to(dtype)  # all is on meta
-        dit.hoist = False
+        dit.hoist = 0
         wrapped = shard(dit, self.mesh(), self.wrap, self.reshard_after_forward, self.prefetch, **self.policies())
         held = fill_shards(dit, source, self.rest)
         if self.offloads:

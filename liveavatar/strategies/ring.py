@@ -80,8 +80,8 @@ class SlabRing:
     A pass announces its units; the ring keeps up to `slots` - 1 of the coming ones on their way and, near the end of
     a pass, starts on the next one, which begins as was said or else like this one. A unit may be a part of one, as its
     layout says: each has a name and a slab of its own, and only the parameters in it are lent. Units that are not among
-    `units` rest elsewhere for good, and pass by. With `checked`, a slot is filled with NaNs when its unit is let go, and
-    a slot that was filled anew while it was lent is an error: slower, for finding mistakes.
+    `units` rest elsewhere for good, and pass by. With `checked`, a slot is filled with NaNs when its unit is let go,
+    and a slot that was filled anew while it was lent is an error: slower, for finding mistakes.
     """
 
     def __init__(

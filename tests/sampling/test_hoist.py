@@ -46,6 +46,19 @@ def test_latents_are_those_of_cells_that_make_their_own(cells: int, actors: int,
     assert torch.equal(latents_of(hoisted(model, actors=actors, cells_in_flight=cells), BLOCKS), expected)
 
 
+@pytest.mark.parametrize(("ahead", "cells"), [(3, 1), (4, 3), (9, 4)])
+def test_voices_of_several_blocks_may_be_prepared_at_once(ahead: int, cells: int) -> None:
+    model, asked = make_dit(), []
+    truth = latents_of(plain(model), BLOCKS)
+    model.hoist, model.residency = ahead, Recorder()
+    rollout = hoisted(model, cells_in_flight=cells)
+    rollout.hoisted.audio = lambda block: asked.append(block) or rollout._audio(block)  # type: ignore[union-attr]
+    assert torch.equal(latents_of(rollout, BLOCKS), truth)
+    assert asked == list(range(BLOCKS))  # each once, and none past the end
+    passes = model.residency.passes
+    assert sum("embed/voice" in names for names in passes) == -(-BLOCKS // ahead)
+
+
 def test_a_window_and_another_start_change_nothing(model: AvatarDiT) -> None:
     found = []
     for hoist in (True, False):

@@ -67,7 +67,7 @@ def truth() -> Tensor:
 
 def streamed(cells: int, **options: Any) -> tuple[Tensor, FsdpStream, AvatarDiT]:
     """A stream through fsdp_stream in this process."""
-    hoist = options.pop("hoist", True)
+    hoist = options.pop("hoist", 1)
     strategy, model = launched(**options), meta_dit()
     model.hoist = hoist
     strategy.place(model, RandomWeights(0), torch.float32)
@@ -89,7 +89,8 @@ OPTIONS: tuple[tuple[int, dict[str, Any]], ...] = (
     (2, {"slots": 3, "source": "disk", "caches": "host"}),
     (3, {"slots": 2, "resident": 1, "debug": True}),
     (4, {"slots": 5, "resident": 3}),
-    (1, {"slots": 20}),
+    (1, {"slots": 20, "hoist": 3}),
+    (4, {"slots": 2, "hoist": 4, "debug": True}),
 )
 
 
@@ -107,7 +108,7 @@ def test_bytes_are_hot_parts_for_each_pass_and_cold_ones_once(
     size = {name: layout.nbytes for name, layout in ring.layouts.items()}
     kinds = {name: name.partition("/")[2] for name in size}
     passes = BLOCKS * STEPS if cells == 1 else sum(1 for _ in wavefront(0, BLOCKS, STEPS, cells, refresh=4))
-    often = {"": passes, "steps": 1, "prompt": 1, "voice": BLOCKS}
+    often = {"": passes, "steps": 1, "prompt": 1, "voice": -(-BLOCKS // options.get("hoist", 1))}
     assert strategy.traffic.host == sum(size[name] * often[kinds[name]] for name in size)
     assert strategy.traffic.fetches == sum(often[kinds[name]] for name in size)
     assert ring.discarded == 0
@@ -140,16 +141,16 @@ def test_hoisting_saves_bytes_and_can_be_left_out(alone: None, truth: Tensor) ->
     [
         ("auto", SingleDevice, True), ("auto", FsdpStream, True), ("auto", DiagonalPipeline, True),
         ("auto", FsdpFull, False), ("auto", HsdpOffload, False), (True, FsdpStream, True),
-        (False, FsdpStream, False), (False, FsdpFull, False),
+        (False, FsdpStream, 0), (False, FsdpFull, 0), (4, DiagonalPipeline, 4), (0, HsdpOffload, 0),
     ],
 )  # fmt: skip
-def test_the_option_follows_the_strategy(asked: Any, kind: Any, expected: bool) -> None:
-    assert hoists(OmegaConf.create({"parallel": {"hoist": asked}}), kind()) is expected
+def test_the_option_follows_the_strategy(asked: Any, kind: Any, expected: int) -> None:
+    assert hoists(OmegaConf.create({"parallel": {"hoist": asked}}), kind()) == expected
 
 
 def test_the_option_is_refused_where_it_cannot_be_met() -> None:
     for asked, message in (
-        (True, r"parallel\.hoist=true, but strategy fsdp_full"),
+        (2, r"parallel\.hoist=2, but strategy fsdp_full"),
         ("nope", r"parallel\.hoist='nope'"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -147,8 +147,9 @@ class AvatarDiT(nn.Module):
     """The causal speech-to-video transformer of Wan2.2-S2V with LiveAvatar's per-step caches.
 
     Keywords carry the names of the published `config.json`. Weights may be built on `meta`; a strategy brings them to
-    life. `hoist` says whether conditioning is prepared ahead of the cells, in parts that move by themselves; a strategy
-    that lends weights inside a unit's own forward only turns it off. Raises ValueError for sizes that cannot work.
+    life. With `hoist`, conditioning is prepared ahead of the cells, the voices of so many blocks in one pass, by parts
+    that move by themselves; a strategy that lends weights inside a unit's own forward only sets it to 0. Raises
+    ValueError for sizes that cannot work.
     """
 
     def __init__(
@@ -207,7 +208,7 @@ class AvatarDiT(nn.Module):
         self.head = Head(dim, out_dim, eps)
         self.residency: Residency = Resident()
         self.stage = range(num_layers)
-        self.hoist = True
+        self.hoist = 1
 
     @property
     def head_dim(self) -> int:
