@@ -51,6 +51,9 @@ class Strategy(Protocol):
     @property
     def cells_in_flight(self) -> int | None: ...
 
+    @property
+    def hoists(self) -> bool: ...
+
     def arrange(self, dit: AvatarDiT, steps: int, decode: str) -> None: ...
 
     def place(self, dit: AvatarDiT, source: TensorSource, dtype: torch.dtype) -> None: ...
@@ -71,6 +74,7 @@ class WholeLattice:
     """
 
     name: str
+    hoists = True
 
     def arrange(self, dit: AvatarDiT, steps: int, decode: str) -> None:
         if decode != "inline":
@@ -86,20 +90,21 @@ class WholeLattice:
 def place_resident(
     dit: AvatarDiT, source: TensorSource, dtype: torch.dtype, device: torch.device, only: Set[str] | None = None
 ) -> int:
-    """Put every unit's slab, or those of the units `only`, on the device for good; returns the bytes held.
+    """Put every unit's slab, or those of the units and parts `only`, on the device for good; returns the bytes held.
 
     Slabs are filled on the host one unit at a time, so the host never holds more than one unit.
     """
     held = 0
-    for name, unit in dit.units().items():
+    found = {name: (unit, None) for name, unit in dit.units().items()} if only is None else dit.parts()
+    for name, (unit, names) in found.items():
         if only is not None and name not in only:
             continue
-        layout = SlabLayout.of(unit, dtype)
+        layout = SlabLayout.of(unit, dtype, names=names)
         slab = allocate(layout.nbytes, torch.device("cpu"))
         layout.fill(slab, source, name)
         if device.type != "cpu":
             slab = allocate(layout.nbytes, device).copy_(slab)
-        vacate(unit, dtype, device)
+        vacate(unit, dtype, device, names)
         point(unit, layout.views(slab))
         held += layout.nbytes
     return held
