@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from liveavatar.models.dit.block import CrossAttention
+from liveavatar.models.dit.spread import Segment
 from liveavatar.models.dit.state import CellState, Unit
 from liveavatar.ops.embed import linear_float32, plain_norm
 
@@ -103,9 +104,11 @@ class AdaIn(VoiceUnit):
 
     def forward(self, state: CellState) -> CellState:
         assert state.tone is not None
-        actors, frames, _ = state.tone.shape
-        x = state.hidden.unflatten(1, (frames, -1)).flatten(0, 1).repeat(actors, 1, 1)
-        state.query = self.norm(x, state.tone.flatten(0, 1).to(x.dtype))
+        state.query = []
+        for part in state.segments:
+            tone = state.tone[:, part.frames]
+            x = part.by_frame(state.hidden).flatten(0, 1).repeat(len(tone), 1, 1)
+            state.query.append(self.norm(x, tone.flatten(0, 1).to(x.dtype)))
         return state
 
 
@@ -119,13 +122,20 @@ class Injector(VoiceUnit):
     def forward(self, state: CellState) -> CellState:
         assert state.voice is not None
         assert state.query is not None
-        x = state.hidden
-        heard = self.attention(state.query, state.voice.flatten(0, 1).to(x.dtype))
-        heard = heard.unflatten(0, state.voice.shape[:2])
-        masks = state.cell.masks
+        x, masks = state.hidden, state.cell.masks
         if masks is not None:
-            heard = heard * masks.flatten(2).unsqueeze(-1).to(heard.dtype)
-        heard = heard.sum(0) if heard.shape[0] > 1 or masks is not None else heard[0]
-        state.x = x + heard.flatten(0, 1).unsqueeze(0)
+            masks = masks.flatten(1)[:, state.share.own]
+        heard = [self._heard(state, *each, masks) for each in zip(state.segments, state.query, strict=True)]
+        state.x = x + (heard[0] if len(heard) == 1 else torch.cat(heard)).unsqueeze(0)
         state.query = None
         return state
+
+    def _heard(self, state: CellState, part: Segment, query: Tensor, masks: Tensor | None) -> Float[Tensor, "tokens d"]:
+        """What the tokens of a segment hear, all actors together."""
+        assert state.voice is not None
+        voice = state.voice[:, part.frames]
+        heard = self.attention(query, voice.flatten(0, 1).to(query.dtype)).unflatten(0, voice.shape[:2])
+        if masks is not None:
+            heard = heard * part.by_frame(masks).unsqueeze(-1).to(heard.dtype)
+        heard = heard.sum(0) if heard.shape[0] > 1 or masks is not None else heard[0]
+        return heard.flatten(0, 1)

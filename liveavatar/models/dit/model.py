@@ -19,6 +19,7 @@ from liveavatar.models.dit.audio import STREAMS, AdaIn, AudioEncoder, Injector
 from liveavatar.models.dit.block import Block
 from liveavatar.models.dit.cache import CacheShape
 from liveavatar.models.dit.context import FramePacker, Grid, tokens
+from liveavatar.models.dit.spread import Alone, Spread
 from liveavatar.models.dit.state import CellInput, CellState, SinkInput, Unit, parameters_dtype
 from liveavatar.ops.embed import linear_float32, modulate, plain_norm, sinusoid, unpatchify
 
@@ -85,6 +86,7 @@ class Embed(Unit):
         else:
             state.x, timestep = self._noisy_tokens(inputs), inputs.timestep
             state.voice, state.tone = self.audio_encoder(inputs.audio, inputs.latents.shape[2])
+        state.x = state.x[:, state.share.own]
         time, projected = self.embed_time(torch.tensor([timestep], dtype=torch.float32, device=state.x.device))
         state.time, state.modulation = time.unsqueeze(0), projected.unsqueeze(0)
         missing = self.text_len - inputs.text.shape[1]
@@ -122,7 +124,8 @@ class Head(Unit):
     def forward(self, state: CellState) -> CellState:
         assert state.time is not None
         _, _, frames, h, w = state.cell.latents.shape
-        picture = unpatchify(self.values(state.hidden, state.time), frames, h // 2, w // 2)
+        values = state.share.gather(self.values(state.hidden, state.time))
+        picture = unpatchify(values, frames, h // 2, w // 2)
         state.output = picture.to(state.cell.latents.dtype)
         return state
 
@@ -189,6 +192,7 @@ class AvatarDiT(nn.Module):
         self.injectors = nn.ModuleList(Injector(dim, num_heads, eps) for _ in audio_inject_layers)
         self.head = Head(dim, out_dim, eps)
         self.residency: Residency = Resident()
+        self.spread: Spread = Alone()
         self.stage = range(num_layers)
 
     @property
@@ -216,10 +220,10 @@ class AvatarDiT(nn.Module):
         return {name: unit for name, unit in units.items() if isinstance(unit, Unit)}
 
     def cache_shape(self, grid: Grid, frames: int = 12) -> CacheShape:
-        """Sizes of the caches of one stream on that grid; `frames` is the window in latent frames."""
+        """Sizes of one stream's caches on that grid, as held here; `frames` is the window in latent frames."""
         return CacheShape(
             layers=len(self.stage),
-            heads=self.num_heads,
+            heads=self.num_heads // self.spread.degree,
             channels=self.head_dim,
             frame_tokens=grid.frame_tokens,
             sink_tokens=grid.sink_tokens,
@@ -236,6 +240,8 @@ class AvatarDiT(nn.Module):
         units = self.units()
         needed = [name for name, unit in units.items() if any(unit.serves(s) for s in states)]
         self.residency.begin(needed)
+        for state in states:
+            state.share = self.spread.share(state.tokens)
         passed = list(states)
         for name in needed:
             unit = units[name]

@@ -1,12 +1,14 @@
 """What travels through the units: the inputs of one cell (or of a sink prefill) and the state that units pass on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from liveavatar.models.dit.cache import CacheView
+from liveavatar.models.dit.context import Grid
+from liveavatar.models.dit.spread import Segment, Share, Whole, segments
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class CellState:
     """The state that each unit maps to its successor.
 
     `embed` fills everything below `cache`; blocks and injectors replace `x`; `head` leaves the velocity in `output`.
+    `x` and `query` hold the tokens of this rank's `share`.
     """
 
     inputs: CellInput | SinkInput
@@ -49,12 +52,26 @@ class CellState:
     text: Tensor | None = None  # [b, words, d]
     voice: Tensor | None = None  # [a, f, 5, d], attended by the injectors
     tone: Tensor | None = None  # [a, f, d], drives AdaIN
-    query: Tensor | None = None  # [a * f, n, d], from an AdaIN layer to its injector
+    query: list[Tensor] | None = None  # [a * f, n, d] per segment, from an AdaIN layer to its injector
     output: Tensor | None = None  # [b, 16, f, h, w], the velocity
+    share: Share = field(default_factory=Whole)
 
     @property
     def is_sink(self) -> bool:
         return isinstance(self.inputs, SinkInput)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the state has, on all ranks together."""
+        if isinstance(self.inputs, SinkInput):
+            return Grid(*self.inputs.reference.shape[-2:]).sink_tokens
+        return self.inputs.latents.shape[2] * Grid(*self.inputs.latents.shape[-2:]).frame_tokens
+
+    @property
+    def segments(self) -> list[Segment]:
+        """The own tokens of a cell by latent frame."""
+        own = slice(*self.share.own.indices(self.tokens))
+        return segments(own, Grid(*self.cell.latents.shape[-2:]).frame_tokens)
 
     @property
     def hidden(self) -> Tensor:
