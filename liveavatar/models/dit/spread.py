@@ -5,6 +5,7 @@ share turns own tokens with all heads into all tokens with own heads, and back (
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
@@ -73,7 +74,7 @@ def chunks(total: int, parts: int) -> list[slice]:
     """`total` things in consecutive runs that differ by one at most, the longer ones first."""
     base, longer = divmod(total, parts)
     starts = [part * base + min(part, longer) for part in range(parts + 1)]
-    return [slice(a, b) for a, b in zip(starts, starts[1:], strict=False)]
+    return [slice(a, b) for a, b in pairwise(starts)]
 
 
 @dataclass(frozen=True)
