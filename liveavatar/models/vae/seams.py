@@ -13,6 +13,8 @@ from typing import Protocol, runtime_checkable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from liveavatar.ops.attention import attend
+
 
 @runtime_checkable
 class Seams(Protocol):
@@ -74,6 +76,6 @@ def _attend(block: nn.Module, whole: Callable[[Tensor], Tensor], x: Tensor) -> T
     channels = frames.shape[1]
     own = block.to_qkv(block.norm(frames)).flatten(2).transpose(1, 2)  # type: ignore[operator]
     keys, values = seams.gather(own[..., channels:]).split(channels, dim=-1)
-    seen = F.scaled_dot_product_attention(*(t.unsqueeze(1) for t in (own[..., :channels], keys, values))).squeeze(1)
+    seen = attend(own[..., :channels].unsqueeze(2), keys.unsqueeze(2), values.unsqueeze(2)).squeeze(2)
     seen = block.proj(seen.transpose(1, 2).unflatten(2, frames.shape[2:]))  # type: ignore[operator]
     return x + seen.unflatten(0, (x.shape[0], -1)).transpose(1, 2)
