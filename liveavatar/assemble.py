@@ -158,8 +158,10 @@ def assemble(cfg: DictConfig) -> Run:
     parts = build_parts(cfg, source, strategy, sampler, *dtypes)
     memory.end("load")
     log.info(strategy.summary())
-    if source.origin == "random":
-        log.warning("weights: random. The picture will be noise: this shows that the machinery runs, not an avatar.")
+    if "random" in source.origin:
+        log.warning(
+            "weights: %s. The picture will be noise: this shows that the machinery runs, not an avatar.", source.origin
+        )
     metrics = stamp(str(strategy.device), threads, fabric.world_size)
     metrics |= {
         "run/finished": False,

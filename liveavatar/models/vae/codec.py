@@ -6,7 +6,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock, WanRMS_norm
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -76,6 +76,8 @@ class WanCodec(nn.Module):
         for part in self.vae.modules():
             if isinstance(part, nn.Conv3d):
                 part._conv_forward = partial(_convolve, part)  # type: ignore[method-assign]
+            elif isinstance(part, WanRMS_norm):
+                part.forward = partial(_normalise, part)
         make_divisible(self.vae.decoder, WanAttentionBlock)
         self.encoder_slots = _convolutions(self.vae.encoder)
         self.decoder_slots = _convolutions(self.vae.decoder)
@@ -108,7 +110,7 @@ class WanCodec(nn.Module):
 
     def encode_chunk(self, frames: Float[Tensor, "b 3 t H W"], cache: FeatureCache) -> Float[Tensor, "b z 1 h w"]:
         """One latent from the next chunk of a stream: 1 frame the first time, 4 afterwards. Fills `cache`."""
-        frames = frames.to(self.vae.dtype)
+        frames = _arranged(frames.to(self.vae.dtype))
         moments = self.vae.quant_conv(self.vae.encoder(frames, feat_cache=cache, feat_idx=[0]))
         return self.normalise(moments[:, : self.z_dim])
 
@@ -119,7 +121,7 @@ class WanCodec(nn.Module):
 
         With `seams`, latent, frames and cache are a part of the picture's lines.
         """
-        hidden = self.vae.post_quant_conv(self.denormalise(latent.to(self.vae.dtype)))
+        hidden = self.vae.post_quant_conv(self.denormalise(_arranged(latent.to(self.vae.dtype))))
         with between(seams):
             frames = self.vae.decoder(hidden, feat_cache=cache, feat_idx=[0], first_chunk=first)
         return frames.clamp(-1, 1)
@@ -143,7 +145,21 @@ def _convolve(conv: nn.Conv3d, x: Tensor, weight: Tensor, bias: Tensor | None) -
     if not fits or weight.requires_grad or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         return F.conv3d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
     args = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
+    weight = weight.contiguous(memory_format=torch.channels_last_3d)  # small beside the picture
     return torch.ops.aten.mkldnn_convolution(x, weight, bias, *args)
+
+
+def _arranged(x: Tensor) -> Tensor:
+    """Channels last in memory on a CPU: convolutions with few channels then take half the time."""
+    return x.contiguous(memory_format=torch.channels_last_3d) if x.device.type == "cpu" else x
+
+
+def _normalise(norm: WanRMS_norm, x: Tensor) -> Tensor:
+    """The layer's norm over channels, without PyTorch's vector norm, which is twenty times slower on a CPU."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or not norm.channel_first:
+        return WanRMS_norm.forward(norm, x)
+    length = x.square().sum(1, keepdim=True).sqrt_().clamp_min_(1e-12)
+    return x * (norm.scale / length) * norm.gamma + norm.bias
 
 
 def _convolutions(module: nn.Module) -> int:

@@ -1,0 +1,58 @@
+"""Bundles: what was written is read back, missing components are random and said to be, and errors name the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from liveavatar.checkpoint.bundle import Bundle, write_bundle
+from liveavatar.checkpoint.read import RandomWeights
+
+SHAPE = torch.Size((3, 4))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tensors = {"head.weight": torch.arange(12.0).reshape(3, 4)}
+    write_bundle(tmp_path / "faces", {"dit": tensors, "vae": tensors}, torch.bfloat16, {"step": "7"})
+    return tmp_path / "faces"
+
+
+def test_what_was_written_is_read_back(folder: Path) -> None:
+    bundle = Bundle(folder)
+    assert torch.equal(bundle.read("dit.head.weight", SHAPE).float(), torch.arange(12.0).reshape(3, 4))
+    assert bundle.read("vae.head.weight", SHAPE).dtype == torch.bfloat16
+
+
+def test_missing_components_are_random_and_said_to_be(folder: Path) -> None:
+    bundle = Bundle(folder, seed=3)
+    assert torch.equal(bundle.read("text.head.weight", SHAPE), RandomWeights(3).read("text.head.weight", SHAPE))
+    assert bundle.origin == "faces (text, speech: random)"
+
+
+def test_errors_name_the_file_and_the_tensor(folder: Path, tmp_path: Path) -> None:
+    bundle = Bundle(folder)
+    with pytest.raises(ValueError, match=r"dit\.safetensors holds no tensor 'tail\.weight'"):
+        bundle.read("dit.tail.weight", SHAPE)
+    with pytest.raises(ValueError, match=r"has shape \[3, 4\].*wants \[5, 4\]"):
+        bundle.read("dit.head.weight", torch.Size((5, 4)))
+    with pytest.raises(ValueError, match="is no folder"):
+        Bundle(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"holds none of dit\.safetensors"):
+        Bundle(tmp_path / "empty")
+    (folder / "text.safetensors").write_bytes(b"not a file of tensors")
+    with pytest.raises(ValueError, match=r"text\.safetensors is not a readable"):
+        Bundle(folder)
+
+
+def test_a_failed_write_keeps_what_was_there(folder: Path) -> None:
+    before = (folder / "dit.safetensors").read_bytes()
+    with pytest.raises(TypeError):
+        write_bundle(folder, {"dit": {"head.weight": torch.zeros(3, 4)}}, torch.float32, {"step": 8})  # type: ignore[dict-item]
+    assert (folder / "dit.safetensors").read_bytes() == before
+    assert [p.name for p in sorted(folder.iterdir())] == ["dit.safetensors", "vae.safetensors"]
+    with pytest.raises(ValueError, match=r"no component \['ears'\]"):
+        write_bundle(folder, {"ears": {}}, torch.float32, {})
