@@ -174,7 +174,16 @@ def assemble(cfg: DictConfig) -> Run:
     metrics |= {"run/precision": cfg.precision.dit, "speed/load_s": time.perf_counter() - began}
     relay = partial(strategy.relay, sampler.steps, cells)
     session = AvatarSession(
-        parts, sampler, rollout, speech, strategy.device, cfg.decode.online, shows, relay, strategy.make_caches
+        parts,
+        sampler,
+        rollout,
+        speech,
+        strategy.device,
+        cfg.decode.online,
+        shows,
+        relay,
+        strategy.make_caches,
+        strategy.split_codec,
     )
     return Run(cfg, request, session, strategy, directory, SpeedMeter(), memory, metrics)
 
@@ -193,8 +202,8 @@ def build_parts(
         dit = make(cfg.model.dit, "model.dit")
         names = ("text", "speech", "vae")
         others: dict[str, nn.Module] = {name: make(cfg.model[name], f"model.{name}") for name in names}
-    dit.hoist = hoist
-    strategy.arrange(dit, sampler.steps, cfg.parallel.decode)  # refuses what cannot work before anything loads
+    dit.hoist, parallel = hoist, cfg.parallel
+    strategy.arrange(dit, sampler.steps, parallel.decode, parallel.ulysses_size)  # refuses what cannot work, in time
     tokenizer = make(cfg.model.tokenizer, "model.tokenizer")
     for name, module in others.items():
         materialise(module, _Named(source, name), strategy.device, dtype)

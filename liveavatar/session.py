@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from liveavatar.intake import Gathered, Intake, Parts, SpeechSettings
+from liveavatar.models.vae.codec import WanCodec
 from liveavatar.sampling.conditioning import RolloutSettings, SinkPlan
-from liveavatar.sampling.decoding import ClipDecoding, Decoded, StreamDecoding
+from liveavatar.sampling.decoding import ClipDecoding, Decoded, SharedCodec, StreamDecoding
 from liveavatar.sampling.noise import CounterDistance, CounterNoise, DistanceSource, NoiseSource
 from liveavatar.sampling.relay import LocalRelay, Relay
 from liveavatar.sampling.rollout import CacheMaker, Rollout
@@ -50,7 +51,8 @@ class AvatarSession:
 
     `shows` is False on ranks that only compute: they run the same rollout, decode nothing and yield no chunk.
     `relay` makes the connection of a stream to other ranks; without one, all cells are computed here in sequence.
-    `caches` makes the caches of a stream, where they do not simply rest on the device.
+    `caches` makes the caches of a stream, where they do not simply rest on the device. `split` makes a codec of which
+    this rank decodes a part of each picture (or None); ranks that do not show then decode too, and yield no chunk.
     `decode_online` belongs to clipwise rollout: the sink then takes over the re-encoded first clip.
     Raises ValueError for a request that cannot be met, before any block is denoised.
     """
@@ -66,6 +68,7 @@ class AvatarSession:
         shows: bool = True,
         relay: Callable[[], Relay] | None = None,
         caches: CacheMaker | None = None,
+        split: Callable[[WanCodec], SharedCodec | None] | None = None,
     ) -> None:
         if rollout.mode == "clipwise" and not shows:
             raise ValueError(
@@ -74,7 +77,7 @@ class AvatarSession:
             )
         self.parts, self.sampler, self.rollout = parts, sampler, rollout
         self.device, self.decode_online, self.shows = device, decode_online, shows
-        self.caches = caches
+        self.caches, self.split = caches, split
         self.relay = relay or (lambda: LocalRelay(sampler.steps))
         self.intake = Intake(parts, rollout, speech, device)
 
@@ -104,7 +107,13 @@ class AvatarSession:
             refresh = settings.blocks_per_clip if self.decode_online else None
             return Stream(gathered, rollout, SinkPlan(given.reference, lambda: clips.motion, refresh=refresh), clips)
         sink = SinkPlan(given.reference, lambda: given.motion, refresh=settings.blocks_per_clip)
-        return Stream(gathered, rollout, sink, StreamDecoding(self.parts.codec, given.motion) if self.shows else None)
+        return Stream(gathered, rollout, sink, self._decoding(given.motion))
+
+    def _decoding(self, motion: torch.Tensor) -> StreamDecoding | None:
+        shared = self.split(self.parts.codec) if self.split is not None else None
+        if shared is not None:
+            return StreamDecoding(shared, motion, shared.collect)
+        return StreamDecoding(self.parts.codec, motion) if self.shows else None
 
     def chunks(self, stream: Stream) -> Iterator[VideoChunk]:
         """Denoise, decode and hand out a prepared stream."""

@@ -108,7 +108,8 @@ def make_fabric(cfg: DictConfig, strategy: Any) -> Fabric:
     if devices > strategy.max_devices:
         raise ValueError(
             f"fabric.devices={devices}, but strategy {strategy.name} uses {strategy.max_devices}: "
-            "add +strategy=fsdp_stream to divide the weights among them"
+            "add +strategy=fsdp_stream to divide the weights among them, or +strategy=replicated with "
+            f"parallel.ulysses_size={devices} to share each cell by sequence"
         )
     strategy.settle(accelerator)
     nodes = max(1, int(os.environ.get("WORLD_SIZE", devices)) // devices) if "LOCAL_WORLD_SIZE" in os.environ else 1

@@ -1,6 +1,6 @@
 """Latents to frames: streaming (state carried on) or clipwise (motion re-encoded per clip); semantics, 7 and 8."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from liveavatar.models.vae.codec import WanCodec
-from liveavatar.models.vae.streaming import stream_decode
+from liveavatar.models.vae.streaming import ChunkCodec, stream_decode
 from liveavatar.sampling.conditioning import DROPPED_FRAMES
 from liveavatar.types import LATENT_STRIDE
 
@@ -37,11 +37,26 @@ class Decoding(Protocol):
     def flush(self) -> Iterator[Decoded]: ...
 
 
-class StreamDecoding:
-    """12 frames per block, at once. Before the first block the decoder is fed the still picture, unseen."""
+@runtime_checkable
+class SharedCodec(ChunkCodec, Protocol):
+    """A codec of which several ranks decode a part of the picture each; one of them collects whole frames."""
 
-    def __init__(self, codec: WanCodec, motion: Float[Tensor, "1 16 m h w"]) -> None:
-        self.codec = codec
+    def collect(self, frames: Tensor) -> Tensor | None: ...
+
+
+class StreamDecoding:
+    """12 frames per block, at once. Before the first block the decoder is fed the still picture, unseen.
+
+    `collect` makes whole frames of what a shared codec has decoded; where it gives None, nothing is shown.
+    """
+
+    def __init__(
+        self,
+        codec: ChunkCodec,
+        motion: Float[Tensor, "1 16 m h w"],
+        collect: Callable[[Tensor], Tensor | None] | None = None,
+    ) -> None:
+        self.codec, self.collect = codec, collect or (lambda frames: frames)
         _, self.state = stream_decode(codec, motion[:, :, :WARM_LATENTS])
         self._fresh = True
 
@@ -49,7 +64,9 @@ class StreamDecoding:
         frames, self.state = stream_decode(self.codec, latents, self.state)
         if self._fresh:
             frames, self._fresh = frames[:, :, DROPPED_FRAMES:], False
-        yield Decoded(frames, {index: latents[0]})
+        whole = self.collect(frames)
+        if whole is not None:
+            yield Decoded(whole, {index: latents[0]})
 
     def flush(self) -> Iterator[Decoded]:
         yield from ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Protocol
 
 import torch
@@ -13,17 +14,21 @@ from liveavatar.checkpoint.read import TensorSource
 from liveavatar.checkpoint.slab import SlabLayout, allocate, point, vacate
 from liveavatar.models.dit.cache import CacheShape, StreamCaches
 from liveavatar.models.dit.model import AvatarDiT
+from liveavatar.models.vae.codec import WanCodec
 from liveavatar.sampling.relay import LocalRelay, Relay
+from liveavatar.strategies.exchange import Exchange, check_degree
+from liveavatar.strategies.rows import SplitCodec
+from liveavatar.strategies.ulysses import Ulysses
 
 
 @dataclass
 class Traffic:
     """Bytes of weights that a strategy has moved, counted where the copy happens.
 
-    host: copied from host memory to the device. received: taken from other ranks, weights or, in a pipeline, latents
-    and hidden states; sent: given to them there. held: what stays on this rank's device for good (shards, resident
-    units, ring slots). parked: what rests in this machine's host memory. caches_in, caches_out: keys and values brought
-    from host memory and back.
+    host: copied from host memory to the device. received: taken from other ranks, weights or, where ranks share the
+    work, latents, hidden states, keys and values, lines of the picture; sent: given to them there. held: what stays on
+    this rank's device for good (shards, resident units, ring slots). parked: what rests in this machine's host memory.
+    caches_in, caches_out: keys and values brought from host memory and back.
     """
 
     host: int = 0
@@ -54,13 +59,15 @@ class Strategy(Protocol):
     @property
     def hoists(self) -> bool: ...
 
-    def arrange(self, dit: AvatarDiT, steps: int, decode: str) -> None: ...
+    def arrange(self, dit: AvatarDiT, steps: int, decode: str, ulysses_size: int = 1) -> None: ...
 
     def place(self, dit: AvatarDiT, source: TensorSource, dtype: torch.dtype) -> None: ...
 
     def make_caches(self, shape: CacheShape, steps: range, like: Tensor, origin: int) -> StreamCaches: ...
 
     def relay(self, steps: int, cells_in_flight: int) -> Relay: ...
+
+    def split_codec(self, codec: WanCodec) -> SplitCodec | None: ...
 
     def summary(self) -> str: ...
 
@@ -70,21 +77,54 @@ class Strategy(Protocol):
 class WholeLattice:
     """What strategies share whose ranks each compute every cell: they cut neither steps nor layers.
 
-    Raises ValueError for a decode rank: there is none to spare.
+    With parallel.ulysses_size above 1, that many consecutive ranks share each cell by sequence, and groups of them
+    compute the same; with parallel.decode=split, all ranks share each picture.
+    Raises ValueError for a degree that cannot work, and for a decode rank: there is none to spare.
     """
 
     name: str
     hoists = True
+    world_size: int
+    max_devices: int
+    traffic: Traffic
+    _timeout: timedelta | None
+    ulysses_size = 1
+    _lines: Exchange | None = None
 
-    def arrange(self, dit: AvatarDiT, steps: int, decode: str) -> None:
-        if decode != "inline":
+    def arrange(self, dit: AvatarDiT, steps: int, decode: str, ulysses_size: int = 1) -> None:
+        if decode not in ("inline", "split"):
             raise ValueError(
                 f"parallel.decode={decode}, but strategy {self.name} decodes where it denoises: write "
-                "parallel.decode=inline or choose +strategy=timestep_pipeline or +strategy=diagonal_pipeline"
+                "parallel.decode=inline or =split, or choose +strategy=timestep_pipeline or +strategy=diagonal_pipeline"
             )
+        if self.max_devices == 1 and (decode == "split" or ulysses_size != 1):
+            asked = "parallel.decode=split" if decode == "split" else f"parallel.ulysses_size={ulysses_size}"
+            raise ValueError(
+                f"{asked} divides work among ranks, and strategy {self.name} has one: add +strategy=replicated "
+                "(all weights on each rank) or +strategy=fsdp_stream, with fabric.devices above 1"
+            )
+        check_degree(ulysses_size, dit.num_heads, self.world_size, self.max_devices)
+        self.ulysses_size = ulysses_size
+        if ulysses_size > 1:
+            dit.spread = Ulysses(Exchange.among(ulysses_size, self.world_size, self.traffic, self._timeout))
+        if decode == "split" and self.world_size > 1:
+            self._lines = Exchange.among(self.world_size, self.world_size, self.traffic, self._timeout)
 
     def relay(self, steps: int, cells_in_flight: int) -> LocalRelay:
         return LocalRelay(steps, cells_in_flight)
+
+    def split_codec(self, codec: WanCodec) -> SplitCodec | None:
+        """The codec of which each rank decodes a part; None where one rank decodes the whole."""
+        return None if self._lines is None else SplitCodec(codec, self._lines)
+
+    def computing(self) -> str:
+        """What the ranks compute, for the log."""
+        words = "every rank computes the same request"
+        if self.ulysses_size > 1:
+            words = f"ranks compute by sequence, {self.ulysses_size} to a cell"
+            groups = self.world_size // self.ulysses_size
+            words += f", in {groups} groups that compute the same" if groups > 1 else ""
+        return f"{words}, and share the decoding of each picture" if self._lines is not None else words
 
 
 def place_resident(

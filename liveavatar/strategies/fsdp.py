@@ -101,8 +101,7 @@ class FsdpFull(WholeLattice, RankStrategy):
         where = "in host memory" if self.traffic.parked else "on each rank"
         return (
             f"{self.name} on {self.world_size} × {self.device.type}: {shards:.1f} MB of shards {where}, "
-            f"wrap={self.wrap}, unshard={self.unshard}, conditioning not hoisted; "
-            "every rank computes the same request"
+            f"wrap={self.wrap}, unshard={self.unshard}, conditioning not hoisted; {self.computing()}"
         )
 
     def release(self) -> None:
@@ -131,8 +130,8 @@ class HsdpOffload(FsdpFull):
             raise ValueError(f"strategy.shard_size={shard_size} must be 1 or more, or null for the ranks of a machine")
         self.shard_size = shard_size
 
-    def arrange(self, dit: AvatarDiT, steps: int, decode: str) -> None:
-        super().arrange(dit, steps, decode)
+    def arrange(self, dit: AvatarDiT, steps: int, decode: str, ulysses_size: int = 1) -> None:
+        super().arrange(dit, steps, decode, ulysses_size)
         if self.world_size % self._size:
             fitting = [n for n in range(1, self.world_size + 1) if self.world_size % n == 0]
             raise ValueError(

@@ -12,6 +12,7 @@ import torch
 
 from liveavatar.checkpoint.read import TensorSource
 from liveavatar.models.dit.model import AvatarDiT
+from liveavatar.models.vae.codec import WanCodec
 from liveavatar.sampling.stages import StageTable, layer_table, step_table
 from liveavatar.strategies.base import place_resident
 from liveavatar.strategies.ranks import RankStrategy
@@ -27,6 +28,21 @@ def layer_costs(dit: AvatarDiT) -> list[float]:
             layer = int(name.split(".")[1])
         costs[layer] += sum(parameter.numel() for parameter in unit.parameters())
     return costs
+
+
+def refuse_shares(name: str, decode: str, ulysses_size: int) -> None:
+    """Raises ValueError where ranks were to share cells or pictures, for here each has a stage to itself."""
+    instead = "or choose +strategy=replicated, fsdp_stream, fsdp_full or hsdp_offload"
+    if ulysses_size != 1:
+        raise ValueError(
+            f"parallel.ulysses_size={ulysses_size}: ranks of strategy {name} divide steps or layers and share no cell "
+            f"by sequence: write parallel.ulysses_size=1, {instead}"
+        )
+    if decode == "split":
+        raise ValueError(
+            f"parallel.decode=split needs the latents on every rank, and in strategy {name} only the last stage "
+            f"finishes them: write parallel.decode=rank or =inline, {instead}"
+        )
 
 
 class Pipeline(RankStrategy):
@@ -48,8 +64,9 @@ class Pipeline(RankStrategy):
     def is_output_rank(self) -> bool:
         return self.is_global_zero
 
-    def arrange(self, dit: AvatarDiT, steps: int, decode: str) -> None:
+    def arrange(self, dit: AvatarDiT, steps: int, decode: str, ulysses_size: int = 1) -> None:
         """Divide the work before any weight is read. Raises ValueError for a division that cannot work."""
+        refuse_shares(self.name, decode, ulysses_size)
         if decode not in ("inline", "rank"):
             raise ValueError(f"parallel.decode={decode!r} is unknown; write inline or rank")
         try:
@@ -61,6 +78,9 @@ class Pipeline(RankStrategy):
     def place(self, dit: AvatarDiT, source: TensorSource, dtype: torch.dtype) -> None:
         dit.to(dtype)  # all is on meta: it costs nothing, and a stage without weights knows its type too
         self.traffic.held = place_resident(dit, source, dtype, self.device)
+
+    def split_codec(self, codec: WanCodec) -> None:
+        """One rank decodes."""
 
     def relay(self, steps: int, cells_in_flight: int) -> RankRelay:
         assert self.table is not None

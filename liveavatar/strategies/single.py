@@ -17,6 +17,7 @@ class SingleDevice(WholeLattice, SingleDeviceStrategy):
 
     name = "single_device"
     max_devices = 1
+    world_size = 1
     cells_in_flight = None
 
     def __init__(self) -> None:

@@ -1,7 +1,8 @@
 """Streaming unshard: each unit is brought in just before it computes and let go right after.
 
 The bound on top of the shards is `slots` units, whatever the world size: no copies in or out, no root unit that stays
-gathered. What the ranks of a shard group compute is the same request on every rank; the output rank shows it.
+gathered. All ranks compute the same request, each the whole of it or, with parallel.ulysses_size, by sequence; the
+output rank shows it.
 """
 
 from __future__ import annotations
@@ -79,8 +80,8 @@ class FsdpStream(WholeLattice, RankStrategy):
     def is_output_rank(self) -> bool:
         return self.is_global_zero
 
-    def arrange(self, dit: AvatarDiT, steps: int, decode: str) -> None:
-        super().arrange(dit, steps, decode)
+    def arrange(self, dit: AvatarDiT, steps: int, decode: str, ulysses_size: int = 1) -> None:
+        super().arrange(dit, steps, decode, ulysses_size)
         self._settled(dit.num_layers)  # refuses more resident blocks than there are
 
     def make_caches(self, shape: CacheShape, steps: range, like: Tensor, origin: int) -> StreamCaches:
@@ -136,8 +137,7 @@ class FsdpStream(WholeLattice, RankStrategy):
             f"fsdp_stream on {self.world_size} × {self.device.type}, weights from {self._chosen}: "
             f"{(self.traffic.held - ring) / 1e6:.1f} MB at rest and {ring / 1e6:.1f} MB of ring ({self.slots} slots) "
             f"on each rank, {self.traffic.parked / 1e6:.1f} MB {where}; "
-            f"{self._cold / 1e6:.1f} MB of the weights prepare conditioning, outside the hot loop; "
-            "every rank computes the same request"
+            f"{self._cold / 1e6:.1f} MB of the weights prepare conditioning, outside the hot loop; {self.computing()}"
         )
 
     def release(self) -> None:

@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from liveavatar.media.video import read_video
 from tests.strategies.launch import clean_environment, free_port
 
 ASKED = (
@@ -125,6 +127,52 @@ def test_every_strategy_gives_the_latents_of_a_single_device(
     assert metrics["run/finished"] is True
     assert (metrics["traffic/received_bytes_per_block"] > 0) is received  # FSDP2 keeps no account
     assert received or metrics["memory/hoisted/device"] == 0  # FSDP2 hoists nothing
+
+
+def apart(found: Path, expected: Path) -> float:
+    """The largest difference of two files of latents."""
+    ours, theirs = load_file(found), load_file(expected)
+    assert list(ours) == list(theirs)
+    return max((ours[name] - theirs[name]).abs().max().item() for name in theirs)
+
+
+def test_ranks_that_share_cells_and_pictures_hold_half_of_the_caches(tmp_path: Path, tiny_alone: Path) -> None:
+    options = ("+strategy=replicated", "fabric.devices=2", "parallel.ulysses_size=2", "parallel.decode=split")
+    latents = infer(tmp_path / "two", *options, "output.dir=run", asked=TINY)
+    assert apart(latents, tiny_alone) <= 1e-5
+    metrics, alone = metrics_of(tmp_path), metrics_of(tiny_alone.parent)
+    assert metrics["run/finished"] is True
+    assert 2 * metrics["memory/caches/device"] == alone["memory/caches/device"]
+    assert metrics["memory/weights/device"] == alone["memory/weights/device"]
+    assert metrics["traffic/received_bytes_per_block"] > 0
+    said = (tmp_path / "two" / "run" / "run.log").read_text()
+    assert "ranks compute by sequence, 2 to a cell, and share the decoding of each picture" in said
+
+
+def test_a_video_of_shared_pictures_shows_what_one_device_shows(tmp_path: Path) -> None:
+    asked = tuple(word for word in ASKED if not word.startswith("sink"))
+    alone = infer(tmp_path / "alone", "output.dir=run", asked=asked)
+    options = (*STREAM, "fabric.devices=2", "parallel.ulysses_size=2", "parallel.decode=split")
+    latents = infer(tmp_path / "two", *options, "parallel.schedule=wavefront", "output.dir=run", asked=asked)
+    assert apart(latents, alone) <= 1e-5
+    videos = [np.stack(list(read_video(f.parent / "run" / "avatar.mp4"))) for f in (latents, alone)]
+    ours, theirs = (video.astype(np.float32) for video in videos)
+    assert ours.shape == theirs.shape
+    assert theirs.std() > 5
+    assert np.abs(ours - theirs).mean() < 0.25  # of 256 levels
+
+
+def test_a_degree_that_does_not_divide_the_heads_is_told_those_that_do(tmp_path: Path) -> None:
+    options = ("+strategy=replicated", "fabric.devices=3", "parallel.ulysses_size=3", "output.dir=run")
+    command = [sys.executable, "-m", "liveavatar.infer", *TINY, *options]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "parallel.ulysses_size=3 does not divide the 4 attention heads of the model" in done.stderr
+    assert "choose one of 1, 2, 4, and a number of ranks" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "weights: random" not in done.stderr
 
 
 def test_a_cut_that_cannot_work_is_refused_before_weights_load(tmp_path: Path) -> None:

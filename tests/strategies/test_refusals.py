@@ -8,6 +8,7 @@ import pytest
 
 from liveavatar.strategies.fsdp import FsdpFull, HsdpOffload
 from liveavatar.strategies.pipeline import DiagonalPipeline, TimestepPipeline, layer_costs
+from liveavatar.strategies.replicated import Replicated
 from liveavatar.strategies.single import SingleDevice
 from liveavatar.strategies.stream import FsdpStream
 from tests.scene import meta_dit
@@ -20,6 +21,7 @@ from tests.scene import meta_dit
         (DiagonalPipeline, {}, 5, "rank", r"fabric\.devices=5: 3 layers cannot be divided among 4"),
         (DiagonalPipeline, {}, 1, "rank", r"parallel\.decode=rank takes a rank of its own.*fabric\.devices=2"),
         (DiagonalPipeline, {}, 2, "nope", r"parallel\.decode='nope' is unknown; write inline or rank"),
+        (DiagonalPipeline, {}, 2, "split", r"decode=split needs the latents on every rank.*\+strategy=replicated"),
         (TimestepPipeline, {}, 13, "inline", r"fabric\.devices=13: 3 layers cannot be divided among 4"),
         (TimestepPipeline, {}, 1, "rank", r"parallel\.decode=rank takes a rank of its own"),
         (HsdpOffload, {"shard_size": 3}, 4, "inline", r"strategy\.shard_size=3 does not divide 4.*\[1, 2, 4\]"),
@@ -28,6 +30,8 @@ from tests.scene import meta_dit
         (FsdpStream, {}, 2, "rank", r"parallel\.decode=rank, but strategy fsdp_stream"),
         (FsdpStream, {"resident": 4}, 2, "inline", r"strategy\.resident=4, but the model has 3"),
         (SingleDevice, {}, 1, "rank", r"parallel\.decode=rank, but strategy single_device"),
+        (SingleDevice, {}, 1, "split", r"decode=split divides.*single_device has one: add \+strategy=replicated"),
+        (Replicated, {}, 2, "rank", r"parallel\.decode=rank, but strategy replicated.*inline or =split"),
     ],
 )
 def test_a_division_that_cannot_work_names_its_key(
@@ -63,3 +67,32 @@ def test_layers_cost_what_their_units_weigh() -> None:
     block = sum(parameter.numel() for parameter in model.blocks[0].parameters())
     assert costs[1] == block  # it has no injector
     assert costs[0] > costs[2] > block
+
+
+@pytest.mark.parametrize(
+    ("kind", "world", "heads", "size", "message"),
+    [
+        (Replicated, 3, 40, 3, r"ulysses_size=3 does not divide the 40 attention heads.*one of 1, 2, 4, 5, 8, 10, and"),
+        (FsdpStream, 4, 2, 4, r"ulysses_size=4 does not divide the 2 attention heads.*one of 1, 2, and"),
+        (FsdpFull, 6, 40, 4, r"ulysses_size=4 does not divide the 6 ranks.*one of 1, 2, or fabric\.devices=4"),
+        (HsdpOffload, 5, 40, 2, r"ulysses_size=2 does not divide the 5 ranks.*one of 1, 5, or fabric\.devices=2"),
+        (Replicated, 2, 40, 0, r"ulysses_size=0 must be a whole number from 1"),
+        (Replicated, 2, 40, "two", r"ulysses_size='two' must be a whole number from 1"),
+        (SingleDevice, 1, 40, 2, r"ulysses_size=2 divides work.*single_device has one: add \+strategy=replicated"),
+        (
+            DiagonalPipeline,
+            2,
+            40,
+            2,
+            r"ulysses_size=2: ranks of strategy diagonal_pipeline.*\+strategy=replicated",
+        ),
+        (TimestepPipeline, 2, 40, 2, r"ulysses_size=2: ranks of strategy timestep_pipeline divide steps or layers"),
+    ],
+)
+def test_a_degree_that_cannot_work_is_told_those_that_do(
+    monkeypatch: pytest.MonkeyPatch, kind: Any, world: int, heads: int, size: Any, message: str
+) -> None:
+    monkeypatch.setattr(kind, "world_size", world, raising=False)
+    monkeypatch.setattr(kind, "global_rank", 0, raising=False)
+    with pytest.raises(ValueError, match=message):
+        kind().arrange(meta_dit(num_heads=heads, dim=2 * heads), 4, "inline", size)

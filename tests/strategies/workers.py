@@ -23,7 +23,7 @@ from liveavatar.checkpoint.read import RandomWeights
 from liveavatar.strategies import ring as ring_module
 from liveavatar.strategies.stream import FsdpStream
 from tests.scene import meta_dit
-from tests.strategies import topology_worker
+from tests.strategies import share_worker, topology_worker
 from tests.strategies.cases import CASES, StreamCase
 from tests.strategies.topologies import GOLDENS, TOPOLOGIES
 from tests.strategies.topology_worker import Late
@@ -118,6 +118,7 @@ def main() -> None:
     if world == 2:
         for name, kind in product(GOLDENS, ("diagonal_pipeline", "timestep_pipeline")):
             topology_worker.golden(name, kind, folder)
+    share_worker.main(world, folder)
     if dist.is_initialized():
         dist.destroy_process_group()
 

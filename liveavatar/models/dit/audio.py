@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from liveavatar.models.dit.block import CrossAttention
 from liveavatar.models.dit.prepared import Prepared
+from liveavatar.models.dit.spread import Segment
 from liveavatar.models.dit.state import CellState, Unit
 from liveavatar.ops.embed import linear_float32, plain_norm
 
@@ -115,10 +116,13 @@ class AdaIn(VoiceUnit):
     def forward(self, state: CellState) -> CellState:
         assert state.tone is not None
         actors, frames, _ = state.tone.shape
-        x = state.hidden.unflatten(1, (frames, -1)).flatten(0, 1).repeat(actors, 1, 1)
         made = state.sound
         modulation = self._modulation(state.tone) if made is None else made.take("modulation", self.number)
-        state.query = self.norm(x, modulation)
+        modulation = modulation.unflatten(0, (actors, frames))
+        state.query = []
+        for part in state.segments:
+            x = part.by_frame(state.hidden).flatten(0, 1).repeat(actors, 1, 1)
+            state.query.append(self.norm(x, modulation[:, part.frames].flatten(0, 1)))
         return state
 
     def prepare(self, made: Prepared) -> None:
@@ -141,15 +145,14 @@ class Injector(VoiceUnit):
     def forward(self, state: CellState) -> CellState:
         assert state.voice is not None
         assert state.query is not None
-        x = state.hidden
+        x, masks = state.hidden, state.cell.masks
         pair = self._pair(state.voice) if state.sound is None else state.sound.pair(self.number)
-        heard = self.attention(state.query, pair)
-        heard = heard.unflatten(0, state.voice.shape[:2])
-        masks = state.cell.masks
+        keys, values = (one.unflatten(0, state.voice.shape[:2]) for one in pair)
         if masks is not None:
-            heard = heard * masks.flatten(2).unsqueeze(-1).to(heard.dtype)
-        heard = heard.sum(0) if heard.shape[0] > 1 or masks is not None else heard[0]
-        state.x = x + heard.flatten(0, 1).unsqueeze(0)
+            masks = masks.flatten(1)[:, state.share.own]
+        parts = zip(state.segments, state.query, strict=True)
+        heard = [self._heard(part, query, (keys, values), masks) for part, query in parts]
+        state.x = x + (heard[0] if len(heard) == 1 else torch.cat(heard)).unsqueeze(0)
         state.query = None
         return state
 
@@ -159,3 +162,14 @@ class Injector(VoiceUnit):
     def _pair(self, voice: Float[Tensor, "a f five d"]) -> tuple[Tensor, Tensor]:
         """Keys and values of the voices, one row a latent frame of an actor."""
         return self.attention.pair(voice.flatten(0, 1).to(self.attention.k.weight.dtype))
+
+    def _heard(
+        self, part: Segment, query: Tensor, pair: tuple[Tensor, Tensor], masks: Tensor | None
+    ) -> Float[Tensor, "tokens d"]:
+        """What the tokens of a segment hear, all actors together."""
+        keys, values = (one[:, part.frames] for one in pair)
+        heard = self.attention(query, (keys.flatten(0, 1), values.flatten(0, 1))).unflatten(0, keys.shape[:2])
+        if masks is not None:
+            heard = heard * part.by_frame(masks).unsqueeze(-1).to(heard.dtype)
+        heard = heard.sum(0) if heard.shape[0] > 1 or masks is not None else heard[0]
+        return heard.flatten(0, 1)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from liveavatar.models.dit.cache import CacheView
 from liveavatar.models.dit.prepared import Prepared, PreparedPrompt
+from liveavatar.models.dit.spread import Share
 from liveavatar.models.dit.state import CellState, Unit, split_heads
 from liveavatar.ops.attention import attend
 from liveavatar.ops.embed import RmsNorm, gated_add, modulate, plain_norm
@@ -34,11 +35,14 @@ class Projections(nn.Module):
 class SelfAttention(Projections):
     """Attention to the block's own tokens and to what the cache view holds."""
 
-    def forward(self, x: Float[Tensor, "b tokens d"], cache: CacheView, layer: int) -> Float[Tensor, "b tokens d"]:
+    def forward(
+        self, x: Float[Tensor, "b own d"], cache: CacheView, layer: int, share: Share
+    ) -> Float[Tensor, "b own d"]:
         q = split_heads(self.norm_q(self.q(x)), self.heads)
         k = split_heads(self.norm_k(self.k(x)), self.heads)
         v = split_heads(self.v(x), self.heads)
-        return self.o(attend(*cache.exchange(layer, q, k, v)).flatten(2))
+        seen = attend(*cache.exchange(layer, *share.to_heads(q, k, v)))
+        return self.o(share.to_tokens(seen).flatten(2))
 
 
 class CrossAttention(Projections):
@@ -85,7 +89,7 @@ class Block(Unit):
 
         x = state.hidden
         y = modulate(plain_norm(x, self.eps), shift_a, scale_a).to(store)
-        x = gated_add(x.float(), self.self_attn(y, state.cache, self.layer), gate_a)
+        x = gated_add(x.float(), self.self_attn(y, state.cache, self.layer, state.share), gate_a)
         words = F.layer_norm(x.to(store), x.shape[-1:], self.norm3.weight, self.norm3.bias, self.eps)
         x = x + self.cross_attn(words, self._pair(state))
         y = modulate(plain_norm(x, self.eps), shift_f, scale_f).to(store)

@@ -21,6 +21,7 @@ from liveavatar.models.dit.cache import CacheShape
 from liveavatar.models.dit.context import FramePacker, Grid, tokens
 from liveavatar.models.dit.prepared import Prepared, PreparedPrompt, PreparedSteps, PreparedVoice
 from liveavatar.models.dit.residency import Part, Residency, Resident
+from liveavatar.models.dit.spread import Alone, Spread
 from liveavatar.models.dit.state import CellInput, CellState, SinkInput, Unit, parameters_dtype
 from liveavatar.ops.embed import linear_float32, modulate, plain_norm, sinusoid, unpatchify
 
@@ -76,6 +77,7 @@ class Embed(Unit):
             state.x = self._noisy_tokens(inputs)
             if state.voice is None:
                 state.voice, state.tone = self.audio_encoder(inputs.audio, inputs.latents.shape[2])
+        state.x = state.x[:, state.share.own]
         if state.time is None:
             state.time, state.modulation = self._row(inputs.timestep)
         if state.text is None:
@@ -138,7 +140,8 @@ class Head(Unit):
     def forward(self, state: CellState) -> CellState:
         assert state.time is not None
         _, _, frames, h, w = state.cell.latents.shape
-        picture = unpatchify(self.values(state.hidden, state.time), frames, h // 2, w // 2)
+        values = state.share.gather(self.values(state.hidden, state.time))
+        picture = unpatchify(values, frames, h // 2, w // 2)
         state.output = picture.to(state.cell.latents.dtype)
         return state
 
@@ -207,6 +210,7 @@ class AvatarDiT(nn.Module):
         self.injectors = nn.ModuleList(Injector(j, dim, num_heads, eps) for j in range(len(audio_inject_layers)))
         self.head = Head(dim, out_dim, eps)
         self.residency: Residency = Resident()
+        self.spread: Spread = Alone()
         self.stage = range(num_layers)
         self.hoist = 1
 
@@ -252,10 +256,10 @@ class AvatarDiT(nn.Module):
         return [f"{name}/{kind}" for kind in kinds for name, unit in self.units().items() if kind in unit.cold]
 
     def cache_shape(self, grid: Grid, frames: int = 12) -> CacheShape:
-        """Sizes of the caches of one stream on that grid; `frames` is the window in latent frames."""
+        """Sizes of one stream's caches on that grid, as held here; `frames` is the window in latent frames."""
         return CacheShape(
             layers=len(self.stage),
-            heads=self.num_heads,
+            heads=self.num_heads // self.spread.degree,
             channels=self.head_dim,
             frame_tokens=grid.frame_tokens,
             sink_tokens=grid.sink_tokens,
@@ -287,6 +291,8 @@ class AvatarDiT(nn.Module):
         units = self.units()
         needed = [name for name, unit in units.items() if any(unit.serves(s) for s in states)]
         self.residency.begin(needed, then)
+        for state in states:
+            state.share = self.spread.share(state.tokens)
         passed = list(states)
         for name in needed:
             unit = units[name]

@@ -1,7 +1,7 @@
 """What travels through the units: the inputs of one cell (or of a sink prefill) and the state that units pass on."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -9,7 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from liveavatar.models.dit.cache import CacheView
+from liveavatar.models.dit.context import Grid
 from liveavatar.models.dit.prepared import Prepared, PreparedPrompt, PreparedVoice
+from liveavatar.models.dit.spread import Segment, Share, Whole, segments
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class CellState:
 
     `embed` fills `x` and those below it that are not there yet; blocks and injectors replace `x`; `head` leaves the
     velocity in `output`. With `prompt` and `sound`, keys and values are taken from there instead of being made anew.
+    `x` and `query` hold the tokens of this rank's `share`.
     """
 
     inputs: CellInput | SinkInput
@@ -57,14 +60,28 @@ class CellState:
     text: Tensor | None = None  # [b, words, d]
     voice: Tensor | None = None  # [a, f, 5, d], attended by the injectors
     tone: Tensor | None = None  # [a, f, d], drives AdaIN
-    query: Tensor | None = None  # [a * f, n, d], from an AdaIN layer to its injector
+    query: list[Tensor] | None = None  # [a * f, n, d] per segment, from an AdaIN layer to its injector
     output: Tensor | None = None  # [b, 16, f, h, w], the velocity
     prompt: PreparedPrompt | None = None
     sound: PreparedVoice | None = None
+    share: Share = field(default_factory=Whole)
 
     @property
     def is_sink(self) -> bool:
         return isinstance(self.inputs, SinkInput)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the state has, on all ranks together."""
+        if isinstance(self.inputs, SinkInput):
+            return Grid(*self.inputs.reference.shape[-2:]).sink_tokens
+        return self.inputs.latents.shape[2] * Grid(*self.inputs.latents.shape[-2:]).frame_tokens
+
+    @property
+    def segments(self) -> list[Segment]:
+        """The own tokens of a cell by latent frame."""
+        own = slice(*self.share.own.indices(self.tokens))
+        return segments(own, Grid(*self.cell.latents.shape[-2:]).frame_tokens)
 
     @property
     def hidden(self) -> Tensor:

@@ -6,10 +6,11 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanRMS_norm
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock, WanRMS_norm
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from liveavatar.models.vae.seams import Seams, between, make_divisible, mended
 from liveavatar.models.vae.streaming import FeatureCache, stream_decode, stream_encode
 
 LATENTS_MEAN = (
@@ -77,6 +78,7 @@ class WanCodec(nn.Module):
                 part._conv_forward = partial(_convolve, part)  # type: ignore[method-assign]
             elif isinstance(part, WanRMS_norm):
                 part.forward = partial(_normalise, part)
+        make_divisible(self.vae.decoder, WanAttentionBlock)
         self.encoder_slots = _convolutions(self.vae.encoder)
         self.decoder_slots = _convolutions(self.vae.decoder)
         self.requires_grad_(False)
@@ -113,11 +115,15 @@ class WanCodec(nn.Module):
         return self.normalise(moments[:, : self.z_dim])
 
     def decode_latent(
-        self, latent: Float[Tensor, "b z 1 h w"], cache: FeatureCache, first: bool
+        self, latent: Float[Tensor, "b z 1 h w"], cache: FeatureCache, first: bool, seams: Seams | None = None
     ) -> Float[Tensor, "b 3 t H W"]:
-        """The frames of the next latent of a stream: 1 for the first, 4 afterwards. Fills `cache`."""
+        """The frames of the next latent of a stream: 1 for the first, 4 afterwards. Fills `cache`.
+
+        With `seams`, latent, frames and cache are a part of the picture's lines.
+        """
         hidden = self.vae.post_quant_conv(self.denormalise(_arranged(latent.to(self.vae.dtype))))
-        frames = self.vae.decoder(hidden, feat_cache=cache, feat_idx=[0], first_chunk=first)
+        with between(seams):
+            frames = self.vae.decoder(hidden, feat_cache=cache, feat_idx=[0], first_chunk=first)
         return frames.clamp(-1, 1)
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,6 +140,7 @@ def _convolve(conv: nn.Conv3d, x: Tensor, weight: Tensor, bias: Tensor | None) -
     PyTorch takes oneDNN for a single 3D input by the size of its first four dimensions alone, and so misses the wide
     pictures with few channels of a small codec, where its own loop is up to ten times slower.
     """
+    x = mended(conv, x)  # which the layer itself has padded
     fits = x.device.type == "cpu" and x.dtype == torch.float32 and x.shape[-1] * x.shape[-2] >= ONEDNN_PIXELS
     if not fits or weight.requires_grad or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         return F.conv3d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
