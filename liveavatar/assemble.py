@@ -103,6 +103,8 @@ class Run:
                 "memory/weights/host": moved.parked,
                 "memory/caches/device": stream.rollout.caches.nbytes,
             }
+            tick_count, utilisation = stream.rollout.relay.occupancy(blocks)
+            self.metrics |= {"schedule/ticks": tick_count, "schedule/utilisation": utilisation}
             if self.directory is not None:
                 write_metrics(self.directory, self.metrics)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -39,6 +40,8 @@ from liveavatar.strategies.pipeline import DiagonalPipeline, TimestepPipeline
 from liveavatar.strategies.single import SingleDevice
 from liveavatar.strategies.stream import FsdpStream
 from liveavatar.tracking import stamp
+
+log = logging.getLogger("strategies")
 
 SIZES: dict[str, Any] = {
     "dim": 160,
@@ -159,17 +162,22 @@ def measure(choice: Choice, world: int) -> tuple[dict[str, Any], Tensor | None]:
 def worker(folder: Path) -> None:
     """All rows of this group's size."""
     torch.set_num_threads(1)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     rows = []
     for choice in choices():
         if world not in choice.worlds:
             continue
+        began = time.perf_counter()
         row, latents = measure(choice, world)
         path = folder / "truth.pt"
         if choice.label == "single_device":
             torch.save(latents, path)
         row["equal"] = latents is None or torch.equal(latents, torch.load(path))
         rows.append(row)
+        if rank == 0:
+            log.info("%d ranks, %s: %.1f s, %.1f s with its start", world, choice.label, row["seconds_cpu_not_indicative"],
+                     time.perf_counter() - began)
     (folder / f"{world}-{rank}.json").write_text(json.dumps(rows))
     if dist.is_initialized():
         dist.destroy_process_group()
