@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -99,16 +99,16 @@ class Rooms:
 
 
 class Outbox:
-    """Messages to one rank, `count` of a kind under way at most: a room is filled again when its message has left."""
+    """Messages to one rank, `most` of a kind under way at once: a room is filled again when its message has left."""
 
-    def __init__(self, wire: Wire, rank: int, peer: str, traffic: Traffic, count: int = 2) -> None:
-        self.rank, self.peer, self.traffic, self.count = rank, peer, traffic, count
+    def __init__(self, wire: Wire, rank: int, peer: str, traffic: Traffic, most: Mapping[str, int]) -> None:
+        self.rank, self.peer, self.traffic, self.most = rank, peer, traffic, most
         self.rooms = Rooms(wire)
         self._leaving: dict[str, deque[tuple[Message, Tensor, Any]]] = defaultdict(deque)
 
     def put(self, message: Message, tensors: dict[str, Tensor]) -> None:
         leaving = self._leaving[message.kind]
-        if len(leaving) == self.count:
+        if len(leaving) == self.most[message.kind]:
             self._settle(leaving)
         room = self.rooms.take(message.kind)
         for name, view in self.rooms.views(message.kind, room).items():

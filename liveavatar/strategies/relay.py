@@ -5,7 +5,9 @@ Nothing is negotiated: a receiver replays its sender's schedule and so knows whi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from itertools import accumulate
 
 from torch import Tensor
 
@@ -39,7 +41,7 @@ class RankRelay:
         self._outboxes: dict[int, Outbox] = {}
         self._text: Tensor | None = None
         for rank in range(len(self.table.stages)):
-            if rank != self.rank and next(self._expected(rank, course_of_two(course)), None) is not None:
+            if rank != self.rank and next(self._expected(rank, course_of(course, 2)), None) is not None:
                 self._inboxes[rank] = Inbox(wire, rank, self._peer(rank), self._expected(rank, course), self.traffic)
 
     def rounds(self) -> Iterator[Round]:
@@ -134,8 +136,41 @@ class RankRelay:
 
     def _outbox(self, rank: int) -> Outbox:
         if rank not in self._outboxes:
-            self._outboxes[rank] = Outbox(self.wire, rank, self._peer(rank), self.traffic, self.cells + 1)
+            rooms = self._rooms_towards(rank, course_of(self.course, 8 * self.table.under_way(self.cells) + 16))
+            self._outboxes[rank] = Outbox(self.wire, rank, self._peer(rank), self.traffic, rooms)
         return self._outboxes[rank]
+
+    def _rooms_towards(self, rank: int, course: Course) -> dict[str, int]:
+        """How many messages of a kind to that rank are under way at once, by the schedule itself.
+
+        With fewer rooms a send would wait for what happens in a later tick, and ranks in lock-step for one another for
+        ever. A message leaves when its receiver awaits it: when the one before it, or any later one, is read.
+        """
+        sent: list[tuple[int, Message]] = []
+        taken: dict[Cell, int] = {}  # when the receiver takes a cell up
+        for now, tick in enumerate(self._ticks(course)):
+            taken |= {cell: now for worker, cell in tick if worker == rank}
+            for cell in (cell for worker, cell in tick if worker == self.rank):
+                sent += [(now, message) for to, message in self._sent(self.rank, cell, course) if to == rank]
+        read = [now if not self.table.stages[rank].computes else self._due(rank, message, taken) for now, message in sent]
+        drained = list(accumulate(reversed(read), min))[::-1]
+        left = [max(now, before) for (now, _), before in zip(sent, [0.0, *drained], strict=False)]
+        most: dict[str, int] = {}
+        for index, (now, message) in enumerate(sent):
+            waiting = sum(sent[i][1].kind == message.kind and left[i] > now for i in range(index))
+            most[message.kind] = max(most.get(message.kind, 2), waiting + 1)
+        return most
+
+    def _due(self, rank: int, message: Message, taken: dict[Cell, int]) -> float:
+        """The tick in which a rank reads a message; never, if the stream ends before."""
+        block, step = message.cell
+        if message.kind == "sink":
+            step = self.table.stages[rank].steps.start
+        elif message.kind == "latents" and step + 1 < self.table.steps:
+            step += 1
+        elif message.kind == "latents":  # the first block, for the new sink
+            block, step = self.course.refresh or 0, self.table.stages[rank].steps.start
+        return taken.get(Cell(block, step), math.inf)
 
     def _peer(self, rank: int) -> str:
         return f"rank {rank} ({self.table.stages[rank]})"
@@ -174,6 +209,6 @@ class RankRelay:
         return [(rank, Message("latents", cell)) for rank in sorted(targets - {source})]
 
 
-def course_of_two(course: Course) -> Course:
-    """The beginning of a course: enough to see who sends to whom."""
-    return Course(course.first, 2 if course.count is None else min(course.count, 2), course.refresh)
+def course_of(course: Course, blocks: int) -> Course:
+    """The beginning of a course, of so many blocks at most: enough to see what comes again and again."""
+    return Course(course.first, blocks if course.count is None else min(course.count, blocks), course.refresh)

@@ -30,6 +30,7 @@ from tests.goldens import build
 from tests.goldens.case import Case
 from tests.goldens.dit import conditioning_of, run_of, settings_of
 from tests.scene import conditioning, sink_of
+from tests.strategies.cases import BLOCKS
 from tests.strategies.topologies import KINDS, TIMEOUT_S, Topology
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "goldens"
@@ -66,9 +67,9 @@ class RoomBook:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        real = Rooms.next
+        real = Rooms.take
 
-        def next_(rooms: Rooms, kind: str) -> Tensor:
+        def take(rooms: Rooms, kind: str) -> Tensor:
             room = real(rooms, kind)
             self._owners.append(rooms)  # kept, so that no number is given twice
             self.rooms.setdefault(id(rooms), {})[room.data_ptr()] = room
@@ -76,11 +77,11 @@ class RoomBook:
             self.given[id(rooms)] = self.given.get(id(rooms), 0) + 1
             return room
 
-        Rooms.next = next_
+        Rooms.take = take
         try:
             yield
         finally:
-            Rooms.next = real
+            Rooms.take = real
 
     def report(self) -> list[tuple[int, int, int]]:
         """Per set of rooms: kinds of messages, rooms ever made, messages."""
@@ -92,6 +93,7 @@ def run(case: Topology, folder: Path) -> None:
     strategy, model = launched(case.make(), world), case.model()
     strategy.arrange(model, case.steps, case.decode)
     strategy.place(model, RandomWeights(0), case.storage)
+    own = model.residency
     given = conditioning(actors=case.actors)
     rollout = Rollout(
         model,
@@ -115,6 +117,7 @@ def run(case: Topology, folder: Path) -> None:
             if case.delays:
                 late.dawdle()
     assert torch.equal(before, torch.get_rng_state())
+    model.residency = own
     about = account(model, strategy, rollout) | {"rooms": book.report()}
     strategy.release()
     save_file(found, folder / f"{case.name}-{rank}.safetensors", {"about": json.dumps(about)})
@@ -145,7 +148,15 @@ def account(model: AvatarDiT, strategy: Any, rollout: Rollout) -> dict[str, Any]
         "sink": rollout.caches.sink.k.nbytes + rollout.caches.sink.v.nbytes,
         "output": strategy.is_output_rank,
         "summary": strategy.summary(),
+        "occupancy": rollout.relay.occupancy(BLOCKS),
+        "ring": {name: layout.nbytes for name, layout in strategy.ring.layouts.items()} if _has_ring(strategy) else None,
+        "ring_bytes": strategy.ring.nbytes if _has_ring(strategy) else 0,
+        "passes": getattr(model.residency, "passes", None),
     }
+
+
+def _has_ring(strategy: Any) -> bool:
+    return getattr(strategy, "ring", None) is not None
 
 
 def golden(name: str, strategy_name: str, folder: Path) -> None:
