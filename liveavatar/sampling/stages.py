@@ -135,9 +135,7 @@ def split(costs: Sequence[float], parts: int) -> list[range]:
     return [range(a, b) for a, b in pairwise((*bounds, count))]
 
 
-def _cuts(
-    until: Sequence[float], parts: int, joined: Callable[[float, float], float]
-) -> tuple[float, tuple[int, ...]]:
+def _cuts(until: Sequence[float], parts: int, joined: Callable[[float, float], float]) -> tuple[float, tuple[int, ...]]:
     """The cuts that make a sum over parts smallest: its value, and where each part begins."""
     count = len(until) - 1
     best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())] + [(math.inf, ())] * count

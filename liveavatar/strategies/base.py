@@ -21,13 +21,15 @@ class Traffic:
     """Bytes of weights that a strategy has moved, counted where the copy happens.
 
     host: copied from host memory to the device. received: taken from other ranks, weights or, in a pipeline, latents
-    and hidden states; sent: given to them there. held: what stays on this rank's device for good (shards, resident
-    units, ring slots). parked: what rests in this machine's host memory. caches_in, caches_out: keys and values brought
+    and hidden states; gathered: of these, weights; sent: messages given to others in a pipeline. held: what stays on this rank's device for good (shards, resident
+    units, ring slots). parked: what of it rests in this machine's host memory, alone or shared with ranks of the same
+    units. caches_in, caches_out: keys and values brought
     from host memory and back.
     """
 
     host: int = 0
     received: int = 0
+    gathered: int = 0
     sent: int = 0
     fetches: int = 0
     caches_in: int = 0

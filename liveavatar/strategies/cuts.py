@@ -35,7 +35,9 @@ def costs_of(dit: AvatarDiT, costs: Any, decode_cost: float | None) -> tuple[lis
     """
     layers, decode = (layer_costs(dit), 0.0) if costs is None else _measured(costs)
     if len(layers) != dit.num_layers:
-        raise ValueError(f"strategy.costs has {len(layers)} numbers, and the model {dit.num_layers} layers: one for each")
+        raise ValueError(
+            f"strategy.costs has {len(layers)} numbers, and the model {dit.num_layers} layers: one for each"
+        )
     if not all(_is_number(cost) and cost > 0 for cost in layers):
         raise ValueError("strategy.costs must be numbers above 0: seconds, or any other unit, for each layer")
     if decode_cost is not None:
@@ -52,11 +54,15 @@ def _measured(costs: Any) -> tuple[Sequence[Any], float]:
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"strategy.costs={costs} cannot be read ({error}): name a JSON file, or give a list") from error
+        raise ValueError(
+            f"strategy.costs={costs} cannot be read ({error}): name a JSON file, or give a list"
+        ) from error
     if isinstance(found, list):
         return found, 0.0
     if not isinstance(found, Mapping) or not isinstance(found.get("layers"), list):
-        raise ValueError(f'strategy.costs={costs} lacks a list "layers": seconds for each layer, and "decode" for a block')
+        raise ValueError(
+            f'strategy.costs={costs} lacks a list "layers": seconds for each layer, and "decode" for a block'
+        )
     decode = found.get("decode", 0.0)
     if not _is_number(decode) or decode < 0:
         raise ValueError(f'strategy.costs={costs}: "decode" is {decode!r} and must be seconds, 0 or more')

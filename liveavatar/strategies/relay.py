@@ -26,9 +26,7 @@ class RankRelay:
     it has no cell: ranks that gather weights from one another must do so equally often.
     """
 
-    def __init__(
-        self, table: StageTable, rank: int, traffic: Traffic, cells: int = 1, lock_step: bool = False
-    ) -> None:
+    def __init__(self, table: StageTable, rank: int, traffic: Traffic, cells: int = 1, lock_step: bool = False) -> None:
         self.table, self.rank, self.traffic, self.cells, self.lock_step = table, rank, traffic, cells, lock_step
         self.stage = table.stages[rank]
         self.steps, self.computes = self.stage.steps, self.stage.computes
@@ -152,7 +150,9 @@ class RankRelay:
             taken |= {cell: now for worker, cell in tick if worker == rank}
             for cell in (cell for worker, cell in tick if worker == self.rank):
                 sent += [(now, message) for to, message in self._sent(self.rank, cell, course) if to == rank]
-        read = [now if not self.table.stages[rank].computes else self._due(rank, message, taken) for now, message in sent]
+        read = [
+            now if not self.table.stages[rank].computes else self._due(rank, message, taken) for now, message in sent
+        ]
         drained = list(accumulate(reversed(read), min))[::-1]
         left = [max(now, before) for (now, _), before in zip(sent, [0.0, *drained], strict=False)]
         most: dict[str, int] = {}

@@ -48,6 +48,7 @@ class PeerShards:
         shard = self.shards[name]
         work = dist.all_gather_into_tensor(slot, shard, group=self.group, async_op=True)
         self.traffic.received += slot.nbytes - shard.nbytes
+        self.traffic.gathered += slot.nbytes - shard.nbytes
         self.traffic.fetches += 1
         return work.wait if work is not None else _arrived
 

@@ -24,7 +24,7 @@ from liveavatar.strategies import mail
 from liveavatar.strategies.base import Traffic
 from liveavatar.strategies.relay import RankRelay
 
-STEPS, LAYERS, BLOCKS, REFRESH = 4, 12, 14, 4
+STEPS, LAYERS, BLOCKS, REFRESH = 4, 12, 10, 4
 WIRE = Wire((1, 1, 1, 1, 1), 1, 1, 1, 1, 1, 1, torch.float32, torch.device("cpu"))
 WAIT_S = 5.0
 
@@ -194,10 +194,9 @@ TABLES = [
 TABLES += [grid_table(ranks, STEPS, ONE, False, groups) for ranks, groups in ((3, 2), (4, 2), (5, 2), (5, 3), (8, 4))]
 
 
-@pytest.mark.parametrize("lock_step", [False, True])
-@pytest.mark.parametrize("cells", [1, 2, 4])
+@pytest.mark.parametrize(("cells", "lock_step"), [(1, False), (1, True), (2, False), (4, True)])
 def test_no_table_waits_in_a_circle_or_mixes_up_cells(
     monkeypatch: pytest.MonkeyPatch, cells: int, lock_step: bool
 ) -> None:
-    for table in [*TABLES, *(cut_at_random(seed) for seed in range(int(__import__("os").environ.get("SEEDS", 12))))]:
+    for table in [*TABLES, *(cut_at_random(seed) for seed in range(8))]:
         run(monkeypatch, table, cells, lock_step)

@@ -149,7 +149,9 @@ def account(model: AvatarDiT, strategy: Any, rollout: Rollout) -> dict[str, Any]
         "output": strategy.is_output_rank,
         "summary": strategy.summary(),
         "occupancy": rollout.relay.occupancy(BLOCKS),
-        "ring": {name: layout.nbytes for name, layout in strategy.ring.layouts.items()} if _has_ring(strategy) else None,
+        "ring": {name: layout.nbytes for name, layout in strategy.ring.layouts.items()}
+        if _has_ring(strategy)
+        else None,
         "ring_bytes": strategy.ring.nbytes if _has_ring(strategy) else 0,
         "passes": getattr(model.residency, "passes", None),
     }
