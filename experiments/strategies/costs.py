@@ -77,9 +77,8 @@ def main() -> None:
     given = parser.parse_args()
     found = measure(given.overrides)
     given.out.write_text(json.dumps(found, indent=1) + "\n")
-    print(
-        f"{sum(found['layers']):.4f} s a cell in {len(found['layers'])} layers, {found['decode']:.4f} s of decoding a block"
-    )
+    layers, decode = found["layers"], found["decode"]
+    print(f"{sum(layers):.4f} s a cell in {len(layers)} layers, {decode:.4f} s of decoding a block")
 
 
 if __name__ == "__main__":

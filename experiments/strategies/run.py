@@ -57,7 +57,7 @@ SIZES: dict[str, Any] = {
 }
 BLOCKS, STEPS, GRID = 11, 4, (8, 8)
 FEW = 5
-"""Blocks with FSDP2, whose passes are all alike: each gather waits for all processes, and a core has several of them."""
+"""Blocks with FSDP2, whose passes are all alike: every gather waits for all processes, and a core has several."""
 WORLDS = (1, 2, 4)
 
 

@@ -42,8 +42,8 @@ class Relay(Protocol):
 
     `steps` are those that this rank takes. `incoming` and `outgoing` move latents between steps, `receive` and `send`
     the states of cells between layers, `shared` brings the first generated block to every rank (the one place where
-    all stages meet), and `finished` brings finished blocks to a rank that only decodes. `occupancy` gives the ticks that
-    so many blocks take in all, and the share of them in which the ranks that compute have work.
+    all stages meet), and `finished` brings finished blocks to a rank that only decodes. `occupancy` gives the ticks
+    that so many blocks take in all, and the share of them in which the ranks that compute have work.
     """
 
     @property

@@ -7,13 +7,12 @@ be negotiated: messages arrive in an order that the receiver knows.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, pairwise
 
+from liveavatar.sampling.balance import split
 from liveavatar.sampling.lattice import Cell
 
 
@@ -48,7 +47,7 @@ class StageTable:
         for rank, stage in enumerate(self.stages):
             if stage.computes != (len(stage.layers) > 0):
                 raise ValueError(f"rank {rank} of the stage table has {stage.layers} of {stage.steps}: it needs both")
-            if stage.computes and not (0 <= stage.steps.start and stage.steps.stop <= self.steps):
+            if stage.computes and (stage.steps.start < 0 or stage.steps.stop > self.steps):
                 raise ValueError(
                     f"rank {rank} of the stage table takes {stage}, but with sampler.steps={self.steps} the steps are "
                     f"0 to {self.steps - 1}"
@@ -119,35 +118,6 @@ class StageTable:
         """
         taken = [len(stage.steps) for stage in self.stages if stage.computes]
         return sum(taken) / (max(taken) * len(taken))
-
-
-def split(costs: Sequence[float], parts: int) -> list[range]:
-    """Consecutive ranges, each with at least one member, the dearest as cheap as can be and the rest as even as can be.
-
-    Raises ValueError when there are more parts than members.
-    """
-    count = len(costs)
-    if parts > count:
-        raise ValueError(f"{count} layers cannot be divided among {parts} ranks: use at most {count}")
-    until = list(accumulate(costs, initial=0.0))
-    dearest = _cuts(until, parts, lambda worst, cost: max(worst, cost))[0] * (1 + 1e-9)
-    bounds = _cuts(until, parts, lambda spread, cost: spread + cost * cost if cost <= dearest else math.inf)[1]
-    return [range(a, b) for a, b in pairwise((*bounds, count))]
-
-
-def _cuts(until: Sequence[float], parts: int, joined: Callable[[float, float], float]) -> tuple[float, tuple[int, ...]]:
-    """The cuts that make a sum over parts smallest: its value, and where each part begins."""
-    count = len(until) - 1
-    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())] + [(math.inf, ())] * count
-    for part in range(1, parts + 1):
-        row: list[tuple[float, tuple[int, ...]]] = [(math.inf, ())] * (count + 1)
-        for end in range(part, count - (parts - part) + 1):
-            for start in reversed(range(part - 1, end)):
-                value = joined(best[start][0], until[end] - until[start])
-                if value < row[end][0] * (1 - 1e-12) or not row[end][1]:
-                    row[end] = value, (*best[start][1], start)
-        best = row
-    return best[count]
 
 
 def grid_table(

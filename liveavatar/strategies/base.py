@@ -21,10 +21,10 @@ class Traffic:
     """Bytes of weights that a strategy has moved, counted where the copy happens.
 
     host: copied from host memory to the device. received: taken from other ranks, weights or, in a pipeline, latents
-    and hidden states; gathered: of these, weights; sent: messages given to others in a pipeline. held: what stays on this rank's device for good (shards, resident
-    units, ring slots). parked: what of it rests in this machine's host memory, alone or shared with ranks of the same
-    units. caches_in, caches_out: keys and values brought
-    from host memory and back.
+    and hidden states; gathered: the weights among it; sent: latents and hidden states given to them there. held: what
+    stays on this rank's device for good (shards, resident units, ring slots). parked: what it has in this machine's
+    host memory, alone or shared with ranks that use the same. caches_in, caches_out: keys and values brought from host
+    memory and back.
     """
 
     host: int = 0

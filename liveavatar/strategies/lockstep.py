@@ -1,4 +1,4 @@
-"""Passes in lock-step: ranks that gather units from one another must gather the same ones, equally often, in one order."""
+"""Passes in lock-step: ranks that gather from one another must gather the same units, equally often, in one order."""
 
 from __future__ import annotations
 

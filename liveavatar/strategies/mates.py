@@ -26,7 +26,7 @@ class Mates:
         for key in dict.fromkeys(keys):
             ranks = [number for number, other in enumerate(keys) if other == key]
             apart = 1 < len(ranks) < len(keys)
-            group = dist.new_group(ranks, timeout=timeout) if apart else None  # a matter of all ranks, members or not
+            group: Any = dist.new_group(ranks, timeout=timeout) if apart else None  # all ranks make it, members or not
             if rank in ranks:
                 own = cls(ranks, rank, group)
         assert own is not None

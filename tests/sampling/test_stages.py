@@ -9,6 +9,7 @@ from itertools import combinations, islice, pairwise
 
 import pytest
 
+from liveavatar.sampling.balance import split
 from liveavatar.sampling.lattice import Cell
 from liveavatar.sampling.stages import (
     Stage,
@@ -17,7 +18,6 @@ from liveavatar.sampling.stages import (
     grid_table,
     layer_table,
     occupancy,
-    split,
     step_table,
     ticks,
 )

@@ -104,8 +104,8 @@ def tiny_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("options", "received"),
     [
-        (("+strategy=timestep_pipeline", "fabric.devices=2"), True),
-        (("+strategy=diagonal_pipeline", "fabric.devices=3", "parallel.decode=rank"), True),
+        (("+strategy=timestep_pipeline", "fabric.devices=2", "strategy.source=peers"), True),
+        (("+strategy=diagonal_pipeline", "fabric.devices=3", "parallel.decode=rank", "strategy.source=host"), True),
         (("+strategy=fsdp_full", "fabric.devices=2", "parallel.schedule=wavefront"), False),
         (("+strategy=hsdp_offload", "fabric.devices=2", "strategy.shard_size=2"), False),
     ],
@@ -121,6 +121,11 @@ def test_every_strategy_gives_the_latents_of_a_single_device(
     assert options[0] == f"+strategy={metrics['strategy']}"
     assert metrics["run/finished"] is True
     assert (metrics["traffic/received_bytes_per_block"] > 0) is received  # FSDP2 keeps no account
+    blocks = len(load_file(latents))
+    waits = 4 if "diagonal_pipeline" in options[0] and blocks % 2 else 0
+    expected = blocks * 2 + 2 if received else blocks * 4
+    assert metrics["schedule/ticks"] == expected, (blocks, waits)
+    assert metrics["schedule/utilisation"] == pytest.approx(blocks * 4 / expected if received else 1.0)
 
 
 def test_a_cut_that_cannot_work_is_refused_before_weights_load(tmp_path: Path) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from experiments.strategies.costs import UnitClock
 from liveavatar.config import compose
 from liveavatar.sampling.stages import Stage
 from liveavatar.strategies.cuts import costs_of, layer_costs, written_table
 from liveavatar.strategies.pipeline import DiagonalPipeline
-from tests.scene import meta_dit
+from tests.scene import conditioning, latents_of, make_dit, make_rollout, meta_dit
 
 LAST, FIRST = "steps 0-3 layers 1-2", "steps 0-3 layer 0"
 
@@ -84,6 +87,17 @@ def test_tables_and_costs_can_be_written_on_the_command_line() -> None:
     table = written_table(node.table, 2, 4, 3, False)
     assert [str(stage) for stage in table.stages] == ["steps 0-3 × layers 1-2", "steps 0-3 × layer 0"]
     assert costs_of(meta_dit(), node.costs, None)[0] == [1.0, 2.0, 3.0]
+
+
+def test_units_are_timed_where_they_compute() -> None:
+    dit = make_dit()
+    clock = UnitClock(dit, torch.device("cpu"))
+    latents_of(make_rollout(dit, conditioning(), steps=2), 3)
+    assert set(clock.seconds) == set(dit.units())
+    assert all(len(seconds) == 3 * 2 and min(seconds) > 0 for seconds in clock.seconds.values())  # and no prefill
+    layers = clock.layers(3)
+    assert sum(layers) == pytest.approx(sum(statistics.median(seconds) for seconds in clock.seconds.values()))
+    assert layers[1] == statistics.median(clock.seconds["blocks.1"])  # it has no injector
 
 
 def test_measured_costs_move_the_cut(monkeypatch: pytest.MonkeyPatch) -> None:

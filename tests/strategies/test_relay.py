@@ -117,7 +117,9 @@ def _taken(
         seen.add(cell.block)
         latents[cell.block] = 100.0 * cell.block
         if cell.block == REFRESH and table.last != rank:
-            assert float(relay.shared()) == STEPS
+            shared = relay.shared()
+            assert shared is not None
+            assert float(shared) == STEPS
         if cell.block in (0, REFRESH):
             states.append(Numbers(1000.0 * cell.block, sink=True))
     if arrived is not None:

@@ -139,26 +139,21 @@ def account(model: AvatarDiT, strategy: Any, rollout: Rollout) -> dict[str, Any]
         for parameter in model.parameters()
         if not (own := parameter.to_local() if isinstance(parameter, DTensor) else parameter).is_meta
     }
+    ring = getattr(strategy, "ring", None)
     return {
         "parameters": held,
         "stored": sum(storages.values()),
         "sharded": all(isinstance(parameter, DTensor) for parameter in model.parameters()),
         "traffic": vars(strategy.traffic),
-        "rings": [ring.k.nbytes + ring.v.nbytes for ring in rollout.caches.rings],
+        "rings": [own.k.nbytes + own.v.nbytes for own in rollout.caches.rings],
         "sink": rollout.caches.sink.k.nbytes + rollout.caches.sink.v.nbytes,
         "output": strategy.is_output_rank,
         "summary": strategy.summary(),
         "occupancy": rollout.relay.occupancy(BLOCKS),
-        "ring": {name: layout.nbytes for name, layout in strategy.ring.layouts.items()}
-        if _has_ring(strategy)
-        else None,
-        "ring_bytes": strategy.ring.nbytes if _has_ring(strategy) else 0,
+        "ring": None if ring is None else {name: layout.nbytes for name, layout in ring.layouts.items()},
+        "ring_bytes": 0 if ring is None else ring.nbytes,
         "passes": getattr(model.residency, "passes", None),
     }
-
-
-def _has_ring(strategy: Any) -> bool:
-    return getattr(strategy, "ring", None) is not None
 
 
 def golden(name: str, strategy_name: str, folder: Path) -> None:
