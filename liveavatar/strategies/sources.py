@@ -36,6 +36,7 @@ class PeerShards:
         mates: Mates,
     ) -> None:
         self.traffic, self.group = traffic, mates.group
+        self.peers = f"ranks {', '.join(str(rank) for rank in mates.ranks)}"
         self.shards: dict[str, Tensor] = {}
         for name, layout in layouts.items():
             size = layout.nbytes // mates.size
@@ -50,7 +51,17 @@ class PeerShards:
         self.traffic.received += slot.nbytes - shard.nbytes
         self.traffic.gathered += slot.nbytes - shard.nbytes
         self.traffic.fetches += 1
-        return work.wait if work is not None else _arrived
+        return _arrived if work is None else lambda: self._wait(work, name)
+
+    def _wait(self, work: dist.Work, name: str) -> None:
+        try:
+            work.wait()
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+            raise ConnectionError(
+                f"{self.peers} were to give their shards of {name}: one of them has ended or is too late; what was "
+                f"finished is in the file. The transport says: {reason}"
+            ) from error
 
     def close(self) -> None:
         self.shards.clear()
@@ -128,7 +139,10 @@ def _reserve(path: Path, total: int) -> None:
         return
     with path.open("wb") as file:
         try:
-            os.posix_fallocate(file.fileno(), 0, total)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, total)
+            else:
+                file.truncate(total)
         except OSError:
             path.unlink()
 

@@ -145,6 +145,13 @@ def test_ticks_walk_every_block_down_its_path_in_time(make: Maker, ranks: int, s
     check_ticks(table, list(ticks(table, FIRST, blocks, at)), blocks, at)
 
 
+@pytest.mark.parametrize("refresh", [None, 1, 4])
+@pytest.mark.parametrize(("ranks", "groups"), [(3, 2), (4, 2), (5, 2), (7, 3)])
+def test_ticks_walk_a_grid_too(ranks: int, groups: int, refresh: int | None) -> None:
+    table, at = grid_table(ranks, 4, [1.0] * LAYERS, False, groups), None if refresh is None else FIRST + refresh
+    check_ticks(table, list(ticks(table, FIRST, 9, at)), 9, at)
+
+
 def test_a_decoding_rank_takes_no_cells_and_slows_nothing_down() -> None:
     for make in (step_table, layer_table):
         alone, beside = even(make, 4, 4), even(make, 5, 4, decode_rank=True)
