@@ -104,6 +104,8 @@ class Run:
                 "memory/caches/device": stream.rollout.caches.nbytes,
                 "memory/hoisted/device": stream.rollout.hoisted_bytes,
             }
+            tick_count, utilisation = stream.rollout.relay.occupancy(blocks)
+            self.metrics |= {"schedule/ticks": tick_count, "schedule/utilisation": utilisation}
             if self.directory is not None:
                 write_metrics(self.directory, self.metrics)
 

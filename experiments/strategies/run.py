@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -40,6 +41,8 @@ from liveavatar.strategies.single import SingleDevice
 from liveavatar.strategies.stream import FsdpStream
 from liveavatar.tracking import stamp
 
+log = logging.getLogger("strategies")
+
 SIZES: dict[str, Any] = {
     "dim": 160,
     "ffn_dim": 432,  # 2.7 × dim, as in the 14B model
@@ -53,6 +56,8 @@ SIZES: dict[str, Any] = {
     "freq_dim": 64,
 }
 BLOCKS, STEPS, GRID = 11, 4, (8, 8)
+FEW = 5
+"""Blocks with FSDP2, whose passes are all alike: every gather waits for all processes, and a core has several."""
 WORLDS = (1, 2, 4)
 
 
@@ -64,15 +69,16 @@ class Choice:
     make: Any
     cells: int = 1
     worlds: tuple[int, ...] = WORLDS
+    blocks: int = BLOCKS
 
 
 def choices() -> list[Choice]:
     rows = [
         Choice("single_device", SingleDevice, worlds=(1,)),
-        Choice("fsdp_full, wrap=reference", lambda: FsdpFull(wrap="reference")),
-        Choice("fsdp_full, wrap=units", FsdpFull),
-        Choice("fsdp_full, unshard=whole", lambda: FsdpFull(unshard="whole")),
-        Choice("hsdp_offload", HsdpOffload),
+        Choice("fsdp_full, wrap=reference", lambda: FsdpFull(wrap="reference"), blocks=FEW),
+        Choice("fsdp_full, wrap=units", FsdpFull, blocks=FEW),
+        Choice("fsdp_full, unshard=whole", lambda: FsdpFull(unshard="whole"), blocks=FEW),
+        Choice("hsdp_offload", HsdpOffload, blocks=FEW),
     ]
     for cells in (1, 2, 4):
         for slots in (2, 3) if cells == 1 else (2,):
@@ -86,7 +92,19 @@ def choices() -> list[Choice]:
         Choice("fsdp_stream, host, slots=2, K=4, resident=6", lambda: FsdpStream(2, "host", resident=6), 4),
         Choice("fsdp_stream, host, slots=2, K=4, caches=host", lambda: FsdpStream(2, "host", caches="host"), 4),
         Choice("timestep_pipeline", TimestepPipeline),
+        Choice("timestep_pipeline, host", lambda: TimestepPipeline("host"), worlds=WORLDS[1:]),
+        Choice("timestep_pipeline, peers, in lock-step", lambda: TimestepPipeline("peers"), worlds=WORLDS[1:]),
         Choice("diagonal_pipeline", DiagonalPipeline),
+        Choice("diagonal_pipeline, host, K=1", lambda: DiagonalPipeline(source="host"), worlds=WORLDS[1:]),
+        Choice("diagonal_pipeline, host, K=4", lambda: DiagonalPipeline(source="host"), 4, WORLDS[1:]),
+        Choice(
+            "diagonal_pipeline, host, K=4, caches=host",
+            lambda: DiagonalPipeline(source="host", caches="host"),
+            4,
+            WORLDS[1:],
+        ),
+        Choice("diagonal_pipeline, step_groups=2", lambda: DiagonalPipeline(2), worlds=(4,)),
+        Choice("diagonal_pipeline, step_groups=2, peers", lambda: DiagonalPipeline(2, "peers"), worlds=(4,)),
     ]
 
 
@@ -136,19 +154,22 @@ def measure(choice: Choice, world: int) -> tuple[dict[str, Any], Tensor | None]:
     sink = SinkPlan(given.reference, lambda: given.motion, refresh=4)
     began = time.perf_counter()
     with Watch(dit, strategy) as watch:
-        found = [finished.latents for finished in rollout.blocks(BLOCKS, sink)]
+        found = [finished.latents for finished in rollout.blocks(choice.blocks, sink)]
     seconds, moved = time.perf_counter() - began, strategy.traffic
-    pipeline = choice.label.endswith("pipeline")
+    blocks = choice.blocks
+    ticks, utilisation = rollout.relay.occupancy(BLOCKS)
     row = {
         "strategy": choice.label,
         "ranks": world,
         "shards_blocks": watch.shards / block,
         "above_shards_blocks": watch.above / block,
         "host_blocks": moved.parked / block,
-        "received_blocks_per_video_block": 0.0 if pipeline else watch.received / block / BLOCKS,
-        "copied_blocks_per_video_block": watch.copied / block / BLOCKS,
-        "unit_fetches_per_video_block": watch.fetches / BLOCKS,
-        "hidden_kb_per_video_block": moved.received / BLOCKS / 1e3 if pipeline else 0.0,
+        "received_blocks_per_video_block": watch.received / block / blocks,
+        "copied_blocks_per_video_block": watch.copied / block / blocks,
+        "unit_fetches_per_video_block": watch.fetches / blocks,
+        "hidden_kb_per_video_block": (moved.received - moved.gathered) / blocks / 1e3,
+        "ticks": ticks,
+        "utilisation": utilisation,
         "cache_mb": rollout.caches.nbytes / 1e6,
         "seconds_cpu_not_indicative": seconds,
     }
@@ -159,17 +180,23 @@ def measure(choice: Choice, world: int) -> tuple[dict[str, Any], Tensor | None]:
 def worker(folder: Path) -> None:
     """All rows of this group's size."""
     torch.set_num_threads(1)
+    logging.basicConfig(format="%(message)s")
+    log.setLevel(logging.INFO)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     rows = []
     for choice in choices():
         if world not in choice.worlds:
             continue
+        began = time.perf_counter()
         row, latents = measure(choice, world)
         path = folder / "truth.pt"
         if choice.label == "single_device":
             torch.save(latents, path)
-        row["equal"] = latents is None or torch.equal(latents, torch.load(path))
+        row["equal"] = latents is None or torch.equal(latents, torch.load(path)[: len(latents)])
         rows.append(row)
+        if rank == 0:
+            log.info("%d ranks, %s: %.1f s with its start", world, choice.label, time.perf_counter() - began)
     (folder / f"{world}-{rank}.json").write_text(json.dumps(rows))
     if dist.is_initialized():
         dist.destroy_process_group()

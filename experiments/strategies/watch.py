@@ -51,7 +51,7 @@ class Watch:
         ring = getattr(self.strategy, "ring", None)
         self.above = ring.nbytes if ring is not None else 0
         self.shards = moved.held - self.above
-        self.received, self.copied, self.fetches = moved.received, moved.host, moved.fetches
+        self.received, self.copied, self.fetches = moved.gathered, moved.host, moved.fetches
 
     def _gathered(self, output: Tensor, shard: Tensor, *more: Any, **named: Any) -> Any:
         self.received += output.nbytes - shard.nbytes

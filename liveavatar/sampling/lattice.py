@@ -18,6 +18,7 @@ class Cell(NamedTuple):
 
 
 Round = tuple[Cell, ...]
+"""Cells that share a pass over the units; one without cells is a pass for the sake of other ranks alone."""
 
 
 def with_next(rounds: Iterable[Round]) -> Iterator[tuple[Round, Round | None]]:

@@ -42,7 +42,8 @@ class Relay(Protocol):
 
     `steps` are those that this rank takes. `incoming` and `outgoing` move latents between steps, `receive` and `send`
     the states of cells between layers, `shared` brings the first generated block to every rank (the one place where
-    all stages meet), and `finished` brings finished blocks to a rank that only decodes.
+    all stages meet), and `finished` brings finished blocks to a rank that only decodes. `occupancy` gives the ticks
+    that so many blocks take in all, and the share of them in which the ranks that compute have work.
     """
 
     @property
@@ -54,6 +55,8 @@ class Relay(Protocol):
     def open(self, wire: Wire, course: Course) -> None: ...
 
     def rounds(self) -> Iterator[Round]: ...
+
+    def occupancy(self, blocks: int) -> tuple[int, float]: ...
 
     def finishes(self, step: int) -> bool: ...
 
@@ -79,15 +82,22 @@ class LocalRelay:
 
     def __init__(self, steps: int, cells_in_flight: int = 1) -> None:
         self.steps, self.cells_in_flight = range(steps), cells_in_flight
+        self.course = Course(0, 0, None)
 
     def open(self, wire: Wire, course: Course) -> None:
         self.course = course
 
     def rounds(self) -> Iterator[Round]:
+        return self._rounds(self.course.count)
+
+    def _rounds(self, blocks: int | None) -> Iterator[Round]:
         course, steps = self.course, len(self.steps)
         if self.cells_in_flight == 1:
-            return sequential(course.first, course.count, steps)
-        return wavefront(course.first, course.count, steps, self.cells_in_flight, course.refresh)
+            return sequential(course.first, blocks, steps)
+        return wavefront(course.first, blocks, steps, self.cells_in_flight, course.refresh)
+
+    def occupancy(self, blocks: int) -> tuple[int, float]:
+        return sum(1 for _ in self._rounds(blocks)), 1.0
 
     def finishes(self, step: int) -> bool:
         return True

@@ -26,13 +26,15 @@ class Traffic:
     """Bytes of weights that a strategy has moved, counted where the copy happens.
 
     host: copied from host memory to the device. received: taken from other ranks, weights or, where ranks share the
-    work, latents, hidden states, keys and values, lines of the picture; sent: given to them there. held: what stays on
-    this rank's device for good (shards, resident units, ring slots). parked: what rests in this machine's host memory.
-    caches_in, caches_out: keys and values brought from host memory and back.
+    work, latents, hidden states, keys and values, lines of the picture; gathered: the weights among it; sent: given to
+    them there, weights apart. held: what stays on this rank's device for good (shards, resident units, ring slots).
+    parked: what it has in this machine's host memory, alone or shared with ranks that use the same. caches_in,
+    caches_out: keys and values brought from host memory and back.
     """
 
     host: int = 0
     received: int = 0
+    gathered: int = 0
     sent: int = 0
     fetches: int = 0
     caches_in: int = 0

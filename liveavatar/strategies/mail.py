@@ -7,8 +7,8 @@ it travels while the rank computes.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -74,20 +74,19 @@ def sizes(parts: list[Part]) -> list[int]:
 
 
 class Rooms:
-    """Two rooms for each kind of message, used in turn: one travels while the other is filled or read."""
+    """Rooms for messages by kind: made when all that there are are in use, and never given up."""
 
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
-        self._rooms: dict[str, list[Tensor]] = {}
-        self._turn: dict[str, int] = defaultdict(int)
+        self._free: dict[str, list[Tensor]] = defaultdict(list)
 
-    def next(self, kind: str) -> Tensor:
-        if kind not in self._rooms:
-            total = sum(sizes(layout(self.wire, kind)))
-            device = self.wire.device
-            self._rooms[kind] = [torch.empty(total, dtype=torch.uint8, device=device) for _ in range(2)]
-        self._turn[kind] ^= 1
-        return self._rooms[kind][self._turn[kind]]
+    def take(self, kind: str) -> Tensor:
+        if self._free[kind]:
+            return self._free[kind].pop()
+        return torch.empty(sum(sizes(layout(self.wire, kind))), dtype=torch.uint8, device=self.wire.device)
+
+    def give(self, kind: str, room: Tensor) -> None:
+        self._free[kind].append(room)
 
     def views(self, kind: str, room: Tensor) -> dict[str, Tensor]:
         parts = layout(self.wire, kind)
@@ -100,30 +99,35 @@ class Rooms:
 
 
 class Outbox:
-    """Messages to one rank. A room is reused when the message that it held has left."""
+    """Messages to one rank, `most` of a kind under way at once: a room is filled again when its message has left."""
 
-    def __init__(self, wire: Wire, rank: int, peer: str, traffic: Traffic) -> None:
-        self.rank, self.peer, self.traffic, self.rooms = rank, peer, traffic, Rooms(wire)
-        self._leaving: dict[int, tuple[Message, Any]] = {}
+    def __init__(self, wire: Wire, rank: int, peer: str, traffic: Traffic, most: Mapping[str, int]) -> None:
+        self.rank, self.peer, self.traffic, self.most = rank, peer, traffic, most
+        self.rooms = Rooms(wire)
+        self._leaving: dict[str, deque[tuple[Message, Tensor, Any]]] = defaultdict(deque)
 
     def put(self, message: Message, tensors: dict[str, Tensor]) -> None:
-        room = self.rooms.next(message.kind)
-        self._settle(room.data_ptr())
+        leaving = self._leaving[message.kind]
+        if len(leaving) == self.most[message.kind]:
+            self._settle(leaving)
+        room = self.rooms.take(message.kind)
         for name, view in self.rooms.views(message.kind, room).items():
             view.copy_(tensors[name])
         with _naming(self.peer, f"it was to take the {message}"):
-            self._leaving[room.data_ptr()] = message, dist.isend(room, self.rank)
+            leaving.append((message, room, dist.isend(room, self.rank)))
         self.traffic.sent += room.nbytes
 
-    def _settle(self, room: int) -> None:
-        message, work = self._leaving.pop(room, (None, None))
+    def _settle(self, leaving: deque[tuple[Message, Tensor, Any]]) -> None:
+        message, room, work = leaving.popleft()
         if work is not None:
             with _naming(self.peer, f"it was to take the {message}"):
                 work.wait()
+        self.rooms.give(message.kind, room)
 
     def close(self) -> None:
-        for room in list(self._leaving):
-            self._settle(room)
+        for leaving in self._leaving.values():
+            while leaving:
+                self._settle(leaving)
 
 
 class Inbox:
@@ -131,12 +135,13 @@ class Inbox:
 
     def __init__(self, wire: Wire, rank: int, peer: str, expected: Iterator[Message], traffic: Traffic) -> None:
         self.rank, self.peer, self.expected, self.traffic, self.rooms = rank, peer, expected, traffic, Rooms(wire)
-        self._early: dict[Message, dict[str, Tensor]] = {}
+        self._early: dict[Message, Tensor] = {}
+        self._lent: list[tuple[str, Tensor]] = []
         self._coming: tuple[Message, Tensor, Any] | None = None
         self._await_next()
 
     def get(self, message: Message) -> dict[str, Tensor]:
-        """The tensors of a message; those that came before their time are kept until they are asked for."""
+        """The tensors of a message, good until `recycle`; those that come before their time wait until they are due."""
         while message not in self._early:
             if self._coming is None:
                 raise RuntimeError(f"rank {self.rank} sends no {message}: the stage tables of the ranks differ")
@@ -144,18 +149,22 @@ class Inbox:
             with _naming(self.peer, f"it was to send the {come}"):
                 work.wait()
             self.traffic.received += room.nbytes
-            views = self.rooms.views(come.kind, room)
+            self._early[come] = room
             self._await_next()
-            if come == message:
-                return views
-            self._early[come] = {name: view.clone() for name, view in views.items()}
-        return self._early.pop(message)
+        room = self._early.pop(message)
+        self._lent.append((message.kind, room))
+        return self.rooms.views(message.kind, room)
+
+    def recycle(self) -> None:
+        """What was got so far is not needed any more."""
+        while self._lent:
+            self.rooms.give(*self._lent.pop())
 
     def _await_next(self) -> None:
         message = next(self.expected, None)
         if message is None:
             self._coming = None
             return
-        room = self.rooms.next(message.kind)
+        room = self.rooms.take(message.kind)
         with _naming(self.peer, f"it was to send the {message}"):
             self._coming = (message, room, dist.irecv(room, self.rank))

@@ -25,7 +25,8 @@ class RankStrategy(ModelParallelStrategy):
     def __init__(self, timeout_s: float) -> None:
         if timeout_s <= 0:
             raise ValueError(f"strategy.timeout_s={timeout_s} must be positive (seconds to wait for another rank)")
-        super().__init__(self._refuse, timeout=timedelta(seconds=timeout_s))
+        self.timeout = timedelta(seconds=timeout_s)
+        super().__init__(self._refuse, timeout=self.timeout)
         self.traffic = Traffic()
 
     @staticmethod

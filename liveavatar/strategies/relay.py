@@ -5,25 +5,32 @@ Nothing is negotiated: a receiver replays its sender's schedule and so knows whi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from itertools import accumulate
 
 from torch import Tensor
 
 from liveavatar.models.dit.state import CellState
 from liveavatar.sampling.lattice import Cell, Round
 from liveavatar.sampling.relay import Course, Wire
-from liveavatar.sampling.stages import StageTable, ticks
+from liveavatar.sampling.stages import StageTable, Tick, occupancy, ticks
 from liveavatar.strategies.base import Traffic
 from liveavatar.strategies.mail import Inbox, Message, Outbox, layout
 
 
 class RankRelay:
-    """A rank's place in a stage table (the rollout's `Relay`)."""
+    """A rank's place in a stage table (the rollout's `Relay`).
 
-    def __init__(self, table: StageTable, rank: int, traffic: Traffic) -> None:
-        self.table, self.rank, self.traffic = table, rank, traffic
+    `cells` is how many a rank takes in one pass. With `lock_step` a rank makes a pass in every tick, an empty one where
+    it has no cell: ranks that gather weights from one another must do so equally often.
+    """
+
+    def __init__(self, table: StageTable, rank: int, traffic: Traffic, cells: int = 1, lock_step: bool = False) -> None:
+        self.table, self.rank, self.traffic, self.cells, self.lock_step = table, rank, traffic, cells, lock_step
         self.stage = table.stages[rank]
         self.steps, self.computes = self.stage.steps, self.stage.computes
+        self.course = Course(0, 0, None)
 
     def open(self, wire: Wire, course: Course) -> None:
         self.wire, self.course = wire, course
@@ -32,13 +39,25 @@ class RankRelay:
         self._outboxes: dict[int, Outbox] = {}
         self._text: Tensor | None = None
         for rank in range(len(self.table.stages)):
-            if rank != self.rank and next(self._expected(rank, course_of_two(course)), None) is not None:
+            if rank != self.rank and next(self._expected(rank, course_of(course, 2)), None) is not None:
                 self._inboxes[rank] = Inbox(wire, rank, self._peer(rank), self._expected(rank, course), self.traffic)
 
     def rounds(self) -> Iterator[Round]:
-        """This rank's cells, one a round, in the order of the pipeline's ticks."""
-        for cell in self._cells(self.rank, self.course):
-            yield (cell,)
+        """This rank's cells in the order of the pipeline's ticks, those of a tick in one round."""
+        for tick in self._ticks(self.course) if self.computes else ():
+            cells = tuple(cell for rank, cell in tick if rank == self.rank)
+            if cells or self.lock_step:
+                yield cells
+            for inbox in self._inboxes.values():
+                inbox.recycle()
+
+    def occupancy(self, blocks: int) -> tuple[int, float]:
+        """The ticks of that many blocks, and the share of them in which computing ranks have work."""
+        course = self.course
+        return occupancy(
+            ticks(self.table, course.first, blocks, course.refresh, self.cells),
+            sum(stage.computes for stage in self.table.stages),
+        )
 
     def finishes(self, step: int) -> bool:
         return self.table.paths[step][-1] == self.rank
@@ -63,8 +82,12 @@ class RankRelay:
         if here == 0:
             return
         for state in states:
-            kind = "sink" if state.is_sink else "cell"
-            for name, value in self._inboxes[path[here - 1]].get(Message(kind, cell)).items():
+            source, message = path[here - 1], Message("cell", cell)
+            if state.is_sink:
+                ahead = self.table.sink_source(self.rank)
+                assert ahead is not None
+                source, message = ahead, self._prefill(ahead, cell.block)
+            for name, value in self._inboxes[source].get(message).items():
                 setattr(state, name, value)
             if state.is_sink:
                 assert state.text is not None
@@ -73,12 +96,18 @@ class RankRelay:
 
     def send(self, cell: Cell, states: list[CellState]) -> None:
         path = self.table.paths[cell.step]
-        if self.rank == path[-1]:
-            return
-        outbox = self._outbox(path[path.index(self.rank) + 1])
         for state in states:
-            kind = "sink" if state.is_sink else "cell"
-            outbox.put(Message(kind, cell), {name: getattr(state, name) for name, _, _ in layout(self.wire, kind)})
+            if state.is_sink:
+                targets, message = self.table.sink_targets(self.rank), self._prefill(self.rank, cell.block)
+            else:
+                targets, message = path[path.index(self.rank) + 1 :][:1], Message("cell", cell)
+            for rank in targets:
+                parts = {name: getattr(state, name) for name, _, _ in layout(self.wire, message.kind)}
+                self._outbox(rank).put(message, parts)
+
+    def _prefill(self, rank: int, block: int) -> Message:
+        """The sink prefill that a rank hands on: it rides with that rank's first step of the block."""
+        return Message("sink", Cell(block, self.table.stages[rank].steps.start))
 
     def shared(self) -> Tensor | None:
         """The first block, finished: from the rank that finishes blocks to all that compute."""
@@ -93,7 +122,8 @@ class RankRelay:
             return
         for cell in self._cells(self.table.last, self.course):
             if cell.step == self.table.steps - 1:
-                yield cell.block, self._latents(self.table.last, cell).clone()
+                yield cell.block, self._latents(self.table.last, cell)
+                self._inboxes[self.table.last].recycle()
 
     def close(self) -> None:
         for outbox in self._outboxes.values():
@@ -104,8 +134,43 @@ class RankRelay:
 
     def _outbox(self, rank: int) -> Outbox:
         if rank not in self._outboxes:
-            self._outboxes[rank] = Outbox(self.wire, rank, self._peer(rank), self.traffic)
+            rooms = self._rooms_towards(rank, course_of(self.course, 8 * self.table.under_way(self.cells) + 16))
+            self._outboxes[rank] = Outbox(self.wire, rank, self._peer(rank), self.traffic, rooms)
         return self._outboxes[rank]
+
+    def _rooms_towards(self, rank: int, course: Course) -> dict[str, int]:
+        """How many messages of a kind to that rank are under way at once, by the schedule itself.
+
+        With fewer rooms a send would wait for what happens in a later tick, and ranks in lock-step for one another for
+        ever. A message leaves when its receiver awaits it: when the one before it, or any later one, is read.
+        """
+        sent: list[tuple[int, Message]] = []
+        taken: dict[Cell, int] = {}  # when the receiver takes a cell up
+        for now, tick in enumerate(self._ticks(course)):
+            taken |= {cell: now for worker, cell in tick if worker == rank}
+            for cell in (cell for worker, cell in tick if worker == self.rank):
+                sent += [(now, message) for to, message in self._sent(self.rank, cell, course) if to == rank]
+        read = [
+            now if not self.table.stages[rank].computes else self._due(rank, message, taken) for now, message in sent
+        ]
+        drained = list(accumulate(reversed(read), min))[::-1]
+        left = [max(now, before) for (now, _), before in zip(sent, [0.0, *drained], strict=False)]
+        most: dict[str, int] = {}
+        for index, (now, message) in enumerate(sent):
+            waiting = sum(sent[i][1].kind == message.kind and left[i] > now for i in range(index))
+            most[message.kind] = max(most.get(message.kind, 2), waiting + 1)
+        return most
+
+    def _due(self, rank: int, message: Message, taken: dict[Cell, int]) -> float:
+        """The tick in which a rank reads a message; never, if the stream ends before."""
+        block, step = message.cell
+        if message.kind == "sink":
+            step = self.table.stages[rank].steps.start
+        elif message.kind == "latents" and step + 1 < self.table.steps:
+            step += 1
+        elif message.kind == "latents":  # the first block, for the new sink
+            block, step = self.course.refresh or 0, self.table.stages[rank].steps.start
+        return taken.get(Cell(block, step), math.inf)
 
     def _peer(self, rank: int) -> str:
         return f"rank {rank} ({self.table.stages[rank]})"
@@ -115,8 +180,11 @@ class RankRelay:
         return self.table.paths[step][0], self.table.paths[step][-1]
 
     def _cells(self, rank: int, course: Course) -> Iterator[Cell]:
-        for tick in ticks(self.table, course.first, course.count, course.refresh):
+        for tick in self._ticks(course):
             yield from (cell for worker, cell in tick if worker == rank)
+
+    def _ticks(self, course: Course) -> Iterator[Tick]:
+        return ticks(self.table, course.first, course.count, course.refresh, self.cells)
 
     def _expected(self, source: int, course: Course) -> Iterator[Message]:
         """All messages from another rank to this one, in the order in which it sends them."""
@@ -127,11 +195,11 @@ class RankRelay:
 
     def _sent(self, source: int, cell: Cell, course: Course) -> list[tuple[int, Message]]:
         """What a rank sends, and to whom, after its part of a cell."""
-        path = self.table.paths[cell.step]
+        path, sent = self.table.paths[cell.step], []
+        if self.table.prefills(source, cell, self.sinks):
+            sent = [(rank, Message("sink", cell)) for rank in self.table.sink_targets(source)]
         if source != path[-1]:
-            onward = path[path.index(source) + 1]
-            carries = self.table.prefills(source, cell, self.sinks)
-            return [(onward, Message("sink", cell))] * carries + [(onward, Message("cell", cell))]
+            return [*sent, (path[path.index(source) + 1], Message("cell", cell))]
         if cell.step + 1 < self.table.steps:
             targets = set(self._ends(cell.step + 1))
         else:
@@ -141,6 +209,6 @@ class RankRelay:
         return [(rank, Message("latents", cell)) for rank in sorted(targets - {source})]
 
 
-def course_of_two(course: Course) -> Course:
-    """The beginning of a course: enough to see who sends to whom."""
-    return Course(course.first, 2 if course.count is None else min(course.count, 2), course.refresh)
+def course_of(course: Course, blocks: int) -> Course:
+    """The beginning of a course, of so many blocks at most: enough to see what comes again and again."""
+    return Course(course.first, blocks if course.count is None else min(course.count, blocks), course.refresh)

@@ -6,7 +6,7 @@ import mmap
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from liveavatar.checkpoint.read import TensorSource
 from liveavatar.checkpoint.slab import SlabLayout, allocate
 from liveavatar.strategies.base import Traffic
+from liveavatar.strategies.mates import Mates
 from liveavatar.strategies.ring import Wait
 
 
@@ -24,33 +25,50 @@ def _arrived() -> None:
 
 
 class PeerShards:
-    """Every rank holds one equal part of each slab; a unit is gathered from all, straight into its slot."""
+    """Each of the `mates` holds one equal part of each slab; a unit is gathered from all, straight into its slot."""
 
     def __init__(
-        self, layouts: Mapping[str, SlabLayout], source: TensorSource, device: torch.device, traffic: Traffic
+        self,
+        layouts: Mapping[str, SlabLayout],
+        source: TensorSource,
+        device: torch.device,
+        traffic: Traffic,
+        mates: Mates,
     ) -> None:
-        self.traffic, self.world = traffic, dist.get_world_size()
+        self.traffic, self.group = traffic, mates.group
+        self.peers = f"ranks {', '.join(str(rank) for rank in mates.ranks)}"
         self.shards: dict[str, Tensor] = {}
         for name, layout in layouts.items():
-            size = layout.nbytes // self.world
+            size = layout.nbytes // mates.size
             shard = allocate(size, torch.device("cpu"))
-            layout.fill(shard, source, name, start=size * dist.get_rank())
+            layout.fill(shard, source, name, start=size * mates.index)
             self.shards[name] = shard if device.type == "cpu" else allocate(size, device).copy_(shard)
         traffic.held += sum(shard.nbytes for shard in self.shards.values())
 
     def __call__(self, name: str, slot: Tensor) -> Wait:
         shard = self.shards[name]
-        work = dist.all_gather_into_tensor(slot, shard, async_op=True)
+        work = dist.all_gather_into_tensor(slot, shard, group=self.group, async_op=True)
         self.traffic.received += slot.nbytes - shard.nbytes
+        self.traffic.gathered += slot.nbytes - shard.nbytes
         self.traffic.fetches += 1
-        return work.wait if work is not None else _arrived
+        return _arrived if work is None else lambda: self._wait(work, name)
+
+    def _wait(self, work: dist.Work, name: str) -> None:
+        try:
+            work.wait()
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+            raise ConnectionError(
+                f"{self.peers} were to give their shards of {name}: one of them has ended or is too late; what was "
+                f"finished is in the file. The transport says: {reason}"
+            ) from error
 
     def close(self) -> None:
         self.shards.clear()
 
 
 class HostSlabs:
-    """One exact-size copy of all slabs in this machine's host memory, shared by its ranks; each copies whole units.
+    """One exact-size copy of all slabs in this machine's host memory, shared by `mates`; each copies whole units.
 
     Alone, the memory is private (and pinned beside a GPU). Several ranks of a machine map one file in memory, each
     fills its share, and the file's name is gone before the first unit moves, so nothing is left behind by a crash.
@@ -63,30 +81,27 @@ class HostSlabs:
         source: TensorSource,
         device: torch.device,
         traffic: Traffic,
-        ranks: tuple[int, int],
-        broadcast: Callable[[str], str],
-        barrier: Callable[[], object],
+        mates: Mates,
         folder: Path | None = None,
     ) -> None:
         self.traffic = traffic
-        local, count = ranks
         total = sum(layout.nbytes for layout in layouts.values())
         pinned = device.type == "cuda" and folder is None
-        if count == 1 and folder is None:
+        if mates.size == 1 and folder is None:
             self.room = allocate(total, torch.device("cpu"), pinned=pinned)
         else:
-            self.room = _shared_room(total, local, broadcast, barrier, folder)
+            self.room = _shared_room(total, mates, folder)
         self.slabs: dict[str, Tensor] = {}
         start = 0
         for number, (name, layout) in enumerate(layouts.items()):
             self.slabs[name] = self.room[start : start + layout.nbytes]
             start += layout.nbytes
-            if number % count == local:
+            if number % mates.size == mates.index:
                 layout.fill(self.slabs[name], source, name)
-        barrier()
-        if pinned and count > 1:
+        mates.meet()
+        if pinned and mates.size > 1:
             pin(self.room)
-        traffic.parked = total
+        traffic.parked += total
 
     def __call__(self, name: str, slot: Tensor) -> Wait:
         slot.copy_(self.slabs[name], non_blocking=True)
@@ -98,30 +113,38 @@ class HostSlabs:
         self.slabs.clear()
 
 
-def _shared_room(
-    total: int, local: int, broadcast: Callable[[str], str], barrier: Callable[[], object], folder: Path | None
-) -> Tensor:
-    """Zeroed bytes that all ranks of this machine see, backed by memory or a disk, and by no file name."""
+def _shared_room(total: int, mates: Mates, folder: Path | None) -> Tensor:
+    """Zeroed bytes that all `mates` see, backed by memory or a disk, and by no file name."""
     if folder is None:
         folder = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
-    name = broadcast(f"liveavatar-{os.getpid()}-{os.urandom(4).hex()}")
-    path = folder / name
-    if local == 0:
-        free = shutil.disk_usage(folder).free
-        if free >= total:
-            with path.open("wb") as file:
-                file.truncate(total)
-    barrier()
+    path = folder / mates.tell(f"liveavatar-{os.getpid()}-{os.urandom(4).hex()}")
+    if mates.index == 0:
+        _reserve(path, total)
+    mates.meet()
     if not path.exists():
         raise ValueError(
             f"strategy.source wants {total / 1e9:.1f} GB for this machine's ranks, and {folder} lacks that room: "
             "enlarge it, name another strategy.spill_dir with strategy.source=disk, or write strategy.source=peers"
         )
     room = torch.from_file(str(path), shared=True, size=total, dtype=torch.uint8)
-    barrier()
-    if local == 0:
+    mates.meet()
+    if mates.index == 0:
         path.unlink()
     return room
+
+
+def _reserve(path: Path, total: int) -> None:
+    """A file of that size, or none where there is no room: other ranks may take theirs at the same time."""
+    if shutil.disk_usage(path.parent).free < total:
+        return
+    with path.open("wb") as file:
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, total)
+            else:
+                file.truncate(total)
+        except OSError:
+            path.unlink()
 
 
 def pin(room: Tensor) -> None:

@@ -7,27 +7,16 @@ output rank shows it.
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-from typing import Any
-
 import torch
-from torch import Tensor
 
 from liveavatar.checkpoint.read import TensorSource
-from liveavatar.checkpoint.slab import SlabLayout, vacate
-from liveavatar.models.dit.cache import CacheShape, StreamCaches
 from liveavatar.models.dit.model import AvatarDiT
-from liveavatar.strategies.base import WholeLattice, place_resident
-from liveavatar.strategies.kv import HostCaches
-from liveavatar.strategies.ranks import RankStrategy
-from liveavatar.strategies.ring import SlabRing
-from liveavatar.strategies.sources import HostSlabs, PeerShards
-
-SOURCES = ("auto", "peers", "host", "disk")
+from liveavatar.strategies.base import WholeLattice
+from liveavatar.strategies.mates import Mates
+from liveavatar.strategies.streaming import StreamingStrategy
 
 
-class FsdpStream(WholeLattice, RankStrategy):
+class FsdpStream(WholeLattice, StreamingStrategy):
     """Weights streamed through a ring of `slots`, from where they rest.
 
     Where the model hoists, the hot parts of units come in for every pass, and what prepares conditioning only when a
@@ -45,6 +34,7 @@ class FsdpStream(WholeLattice, RankStrategy):
     """
 
     name = "fsdp_stream"
+    sources = ("auto", "peers", "host", "disk")
 
     def __init__(
         self,
@@ -57,94 +47,27 @@ class FsdpStream(WholeLattice, RankStrategy):
         debug: bool = False,
         timeout_s: float = 120.0,
     ) -> None:
-        if slots < 2:
-            raise ValueError(
-                f"strategy.slots={slots}: one slot computes while another is filled, so at least strategy.slots=2"
-            )
-        if source not in SOURCES:
-            raise ValueError(f"strategy.source={source!r} is unknown; choose one of {', '.join(SOURCES)}")
-        if resident < 0:
-            raise ValueError(f"strategy.resident={resident} cannot be negative: it counts transformer blocks")
-        if caches not in ("device", "host"):
-            raise ValueError(f"strategy.caches={caches!r} is unknown; write device or host")
-        if spill_dir is not None and not Path(spill_dir).is_dir():
-            raise ValueError(f"strategy.spill_dir={spill_dir} is no folder: name one on a fast disk")
-        super().__init__(timeout_s)
-        self.resident, self.caches, self.debug = resident, caches, debug
-        self.spill_dir = Path(spill_dir or tempfile.gettempdir())
-        self.slots, self.source, self.cells_in_flight = slots, source, cells_in_flight
-        self.ring: SlabRing | None = None
-        self._bytes: PeerShards | HostSlabs | None = None
-
-    @property
-    def is_output_rank(self) -> bool:
-        return self.is_global_zero
+        super().__init__(slots, source, resident, caches, cells_in_flight, spill_dir, debug, timeout_s)
 
     def arrange(self, dit: AvatarDiT, steps: int, decode: str, ulysses_size: int = 1) -> None:
         super().arrange(dit, steps, decode, ulysses_size)
-        self._settled(dit.num_layers)  # refuses more resident blocks than there are
-
-    def make_caches(self, shape: CacheShape, steps: range, like: Tensor, origin: int) -> StreamCaches:
-        if self.caches == "host":
-            return HostCaches(shape, steps, like, origin, self.traffic)
-        return super().make_caches(shape, steps, like, origin)
+        if self.resident > dit.num_layers:
+            raise ValueError(
+                f"strategy.resident={self.resident}, but the model has {dit.num_layers} transformer blocks: choose "
+                "fewer, or leave the strategy out to keep everything resident"
+            )
 
     def place(self, dit: AvatarDiT, source: TensorSource, dtype: torch.dtype) -> None:
         chosen = self.source
         if chosen == "auto":
             chosen = "peers" if self.world_size > 1 else "host"
-        settled = set(self._settled(dit.num_layers))
-        self.traffic.held += place_resident(dit, source, dtype, self.device, settled)
-        parts = {name: part for name, part in dit.parts().items() if name not in settled}
-        shards = self.world_size if chosen == "peers" else 1
-        layouts = {name: SlabLayout.of(unit, dtype, shards, names) for name, (unit, names) in parts.items()}
-        if chosen == "peers":
-            self._bytes = PeerShards(layouts, source, self.device, self.traffic)
-        else:
-            local = (self.local_rank, self.num_processes)
-            folder = self.spill_dir if chosen == "disk" else None
-            self._bytes = HostSlabs(
-                layouts, source, self.device, self.traffic, local, self._tell_machine, self.barrier, folder
-            )
-        for unit, names in parts.values():
-            vacate(unit, dtype, self.device, names)
-        units = {name: part.unit for name, part in parts.items()}
-        self.ring = SlabRing(units, layouts, self._bytes, self.slots, self.device, self.debug)
-        self.traffic.held += self.ring.nbytes
-        dit.residency = self.ring
-        self._cold = sum(layout.nbytes for name, layout in layouts.items() if "/" in name)
+        keys = [0 if chosen == "peers" else self.machine_of(rank) for rank in range(self.world_size)]
+        mates = Mates.by(keys, self.global_rank, self.timeout)
+        self.stream_in(dit, source, dtype, chosen, mates)
         self._chosen = chosen
 
-    def _settled(self, layers: int) -> list[str]:
-        """The blocks that stay on the device, evenly spread over the model."""
-        if self.resident > layers:
-            raise ValueError(
-                f"strategy.resident={self.resident}, but the model has {layers} transformer blocks: choose fewer, "
-                "or leave the strategy out to keep everything resident"
-            )
-        return [f"blocks.{(2 * i + 1) * layers // (2 * self.resident)}" for i in range(self.resident)]
-
-    def _tell_machine(self, word: str) -> str:
-        """What the first rank of this machine says, on each of its ranks."""
-        words: list[Any] = [None] * self.world_size
-        torch.distributed.all_gather_object(words, word)
-        return words[self.global_rank - self.local_rank]
-
     def summary(self) -> str:
-        ring = self.ring.nbytes if self.ring else 0
-        where = "mapped from disk" if self._chosen == "disk" else "in host memory"
         return (
             f"fsdp_stream on {self.world_size} × {self.device.type}, weights from {self._chosen}: "
-            f"{(self.traffic.held - ring) / 1e6:.1f} MB at rest and {ring / 1e6:.1f} MB of ring ({self.slots} slots) "
-            f"on each rank, {self.traffic.parked / 1e6:.1f} MB {where}; "
-            f"{self._cold / 1e6:.1f} MB of the weights prepare conditioning, outside the hot loop; {self.computing()}"
+            f"{self.held_words(self._chosen)}; {self.computing()}"
         )
-
-    def release(self) -> None:
-        """Wait for the transfers under way, and give the memory back."""
-        if self.ring is not None:
-            self.ring.close()
-            self.ring = None
-        if self._bytes is not None:
-            self._bytes.close()
-            self._bytes = None

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import random
+from collections import Counter, defaultdict
 from collections.abc import Callable
-from itertools import islice
+from itertools import combinations, islice, pairwise
 
 import pytest
 
+from liveavatar.sampling.balance import split
 from liveavatar.sampling.lattice import Cell
-from liveavatar.sampling.stages import Stage, StageTable, Tick, layer_table, split, step_table, ticks
+from liveavatar.sampling.stages import (
+    Stage,
+    StageTable,
+    Tick,
+    grid_table,
+    layer_table,
+    occupancy,
+    step_table,
+    ticks,
+)
 
 LAYERS = 40
 FIRST = 5
@@ -86,6 +97,8 @@ def test_every_number_of_ranks_takes_any_number_of_steps(
         ([Stage(range(1), range(3)), Stage(range(2, 4), range(3))], r"at step 1"),
         ([Stage(range(4), range(3)), NOTHING, NOTHING], r"more than one rank that only decodes"),
         ([NOTHING], r"at step 0"),
+        ([Stage(range(4), range(0))], r"rank 0 of the stage table.*needs both"),
+        ([Stage(range(5), range(3))], r"takes steps 0-4.*sampler\.steps=4 the steps are 0 to 3"),
     ],
 )
 def test_a_table_that_cannot_work_is_refused_with_the_reason(stages: list[Stage], message: str) -> None:
@@ -132,6 +145,13 @@ def test_ticks_walk_every_block_down_its_path_in_time(make: Maker, ranks: int, s
     check_ticks(table, list(ticks(table, FIRST, blocks, at)), blocks, at)
 
 
+@pytest.mark.parametrize("refresh", [None, 1, 4])
+@pytest.mark.parametrize(("ranks", "groups"), [(3, 2), (4, 2), (5, 2), (7, 3)])
+def test_ticks_walk_a_grid_too(ranks: int, groups: int, refresh: int | None) -> None:
+    table, at = grid_table(ranks, 4, [1.0] * LAYERS, False, groups), None if refresh is None else FIRST + refresh
+    check_ticks(table, list(ticks(table, FIRST, 9, at)), 9, at)
+
+
 def test_a_decoding_rank_takes_no_cells_and_slows_nothing_down() -> None:
     for make in (step_table, layer_table):
         alone, beside = even(make, 4, 4), even(make, 5, 4, decode_rank=True)
@@ -164,25 +184,118 @@ def test_an_endless_stream_is_scheduled_as_it_goes(make: Maker, ranks: int, refr
     assert list(islice(endless, 300)) == list(islice(long, 300))
 
 
-def utilisation(table: StageTable, blocks: int, refresh: int = 4) -> float:
-    found = list(ticks(table, 0, blocks, refresh))
-    return sum(len(tick) for tick in found) / (len(found) * table.in_flight)
+def counted(table: StageTable, blocks: int, refresh: int | None = None, cells: int = 1) -> tuple[int, float]:
+    return occupancy(ticks(table, 0, blocks, refresh, cells), table_workers(table))
 
 
-@pytest.mark.parametrize(("ranks", "expected"), [(1, 1.0), (2, 0.91), (3, 0.89), (4, 0.88), (5, 0.72)])
-def test_a_diagonal_pipeline_keeps_its_ranks_busy(ranks: int, expected: float) -> None:
-    table = even(layer_table, ranks, 4)
-    assert utilisation(table, 11) >= expected
-    assert utilisation(table, 200) >= 0.97
-    assert utilisation(table, 200) > utilisation(table, 11) or ranks == 1
+def table_workers(table: StageTable) -> int:
+    return sum(stage.computes for stage in table.stages)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 5, 11, 40, 101])
+@pytest.mark.parametrize("steps", [1, 3, 4])
+@pytest.mark.parametrize("ranks", range(1, 9))
+def test_ticks_of_a_diagonal_are_those_of_the_closed_form(ranks: int, steps: int, blocks: int) -> None:
+    """Blocks go in caravans of as many as there are ranks; filling and draining take as many ticks less one."""
+    expected = -(-blocks // ranks) * steps * ranks + (blocks - 1) % ranks
+    found, busy = counted(even(layer_table, ranks, steps), blocks)
+    assert found == expected
+    assert busy == pytest.approx(blocks * steps / expected)
+    delay = max(0, steps * (ranks - 4)) + steps * (ranks - 1)  # block 4 waits for block 0; and one caravan is not full
+    assert found <= counted(even(layer_table, ranks, steps), blocks, 4)[0] <= blocks * steps + delay
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 5, 11, 40])
+@pytest.mark.parametrize("steps", [1, 3, 4])
+@pytest.mark.parametrize("ranks", range(1, 9))
+def test_ticks_of_a_timestep_pipeline_are_those_of_the_closed_form(ranks: int, steps: int, blocks: int) -> None:
+    """The rank with most steps sets the pace; to that come filling and draining, and the wait for the refresh."""
+    table = even(step_table, ranks, steps)
+    pace, length = max(len(stage.steps) for stage in table.stages), sum(len(path) for path in table.paths)
+    for refresh in (None, 4):
+        wait = 0 if refresh is None or blocks <= refresh else max(0, length - refresh * pace)
+        expected = (blocks - 1) * pace + length + wait
+        found, busy = counted(table, blocks, refresh)
+        assert found == expected
+        assert busy == pytest.approx(blocks * length / (expected * ranks))
+
+
+GRIDS = [(2, 2), (3, 2), (4, 2), (5, 2), (6, 2), (7, 2), (5, 3), (6, 3), (8, 3), (8, 4)]
+
+
+@pytest.mark.parametrize("table", [
+    *(even(make, ranks, 4) for make in (layer_table, step_table) for ranks in range(1, 9)),
+    *(grid_table(ranks, 4, [1.0] * LAYERS, False, groups) for ranks, groups in GRIDS),
+], ids=lambda table: "+".join(str(stage) for stage in table.stages))  # fmt: skip
+def test_the_steady_state_is_as_busy_as_the_closed_form_says(table: StageTable) -> None:
+    """From the refresh on, until the stream ends: whole rounds of a long stream, counted."""
+    ranks, pace = table_workers(table), max(len(stage.steps) for stage in table.stages)
+    taken = [len(tick) for tick in islice(ticks(table, 0, None, 4), 200 + 200 * pace * ranks)][200:]
+    assert sum(taken) / (len(taken) * ranks) == pytest.approx(table.steady_utilisation, abs=0.002)
 
 
 @pytest.mark.parametrize("ranks", range(1, 9))
 def test_in_the_steady_state_no_rank_of_a_diagonal_waits(ranks: int) -> None:
-    """From the refresh on, until the stream ends."""
     table = even(layer_table, ranks, 4)
-    found = list(islice(ticks(table, 0, None, 4), 400))
-    assert all(len(tick) == ranks for tick in found[200:])
+    assert table.steady_utilisation == 1.0
+    assert all(len(tick) == ranks for tick in list(islice(ticks(table, 0, None, 4), 400))[200:])
+    assert all(even(step_table, among, 4).steady_utilisation == 1.0 for among in (1, 2, 4, 5, 8))
+    assert even(step_table, 3, 4).steady_utilisation == pytest.approx(2 / 3)  # 2 steps, 1 and 1
+
+
+@pytest.mark.parametrize("cells", [2, 4])
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_ranks_take_several_cells_in_a_tick(ranks: int, cells: int) -> None:
+    """One pass over a stage then serves several cells; nothing else about the schedule changes."""
+    table = even(layer_table, ranks, 4)
+    found = list(ticks(table, 0, 100, 4, cells))
+    seen: set[tuple[int, int, int]] = set()
+    for tick in found:
+        for rank, (block, step) in tick:
+            assert block == 0 or (rank, block - 1, step) in seen
+            assert (rank, block, step - 1) in seen or step == 0
+        assert max(Counter(rank for rank, _ in tick).values()) <= cells
+        seen |= {(rank, *cell) for rank, cell in tick}
+    assert len(seen) == 100 * 4 * ranks == sum(len(tick) for tick in found)
+    passes = sum(len({rank for rank, _ in tick}) for tick in found)
+    assert 100 * 4 * ranks / passes > 0.8 * cells
+
+
+@pytest.mark.parametrize(("ranks", "groups", "expected"), [
+    (4, 2, [(2, 4, 20, 40), (2, 4, 0, 20), (0, 2, 20, 40), (0, 2, 0, 20)]),
+    (3, 2, [(2, 4, 0, 40), (0, 2, 20, 40), (0, 2, 0, 20)]),
+    (1, 1, [(0, 4, 0, 40)]),
+])  # fmt: skip
+def test_a_grid_cuts_steps_and_layers(ranks: int, groups: int, expected: list[tuple[int, int, int, int]]) -> None:
+    table = grid_table(ranks, 4, [1.0] * LAYERS, step_groups=groups)
+    assert table.stages == tuple(Stage(range(a, b), range(c, d)) for a, b, c, d in expected)
+    assert grid_table(ranks + 1, 4, [1.0] * LAYERS, True, groups).stages == (NOTHING, *table.stages)
+
+
+@pytest.mark.parametrize("groups", [0, 3, 5])
+def test_a_grid_of_more_groups_than_ranks_or_steps_is_refused(groups: int) -> None:
+    ranks = 2 if groups < 5 else 8
+    with pytest.raises(ValueError, match=rf"strategy\.step_groups={groups} cannot be.*allow 1 to {min(ranks, 4)}"):
+        grid_table(ranks, 4, [1.0] * LAYERS, step_groups=groups)
+
+
+def test_decoding_inline_leaves_its_rank_fewer_layers() -> None:
+    costs = [1.0] * LAYERS
+    plain, beside = layer_table(4, 4, costs, decode_cost=32.0), layer_table(5, 4, costs, True, decode_cost=32.0)
+    assert [len(stage.layers) for stage in plain.stages] == [4, 12, 12, 12]  # 4 × 4 + 32 = 12 × 4
+    assert [len(stage.layers) for stage in beside.stages] == [0, 10, 10, 10, 10]
+    steps = step_table(3, 4, costs, decode_cost=40.0)
+    assert [len(stage.steps) for stage in steps.stages] == [1, 1, 2]  # the last one decodes
+
+
+def test_a_split_makes_the_dearest_part_as_cheap_as_can_be() -> None:
+    chooser = random.Random(0)
+    for _ in range(40):
+        costs = [chooser.random() + 0.1 for _ in range(chooser.randint(3, 9))]
+        parts = chooser.randint(1, 3)
+        cuts = ([0, *inner, len(costs)] for inner in combinations(range(1, len(costs)), parts - 1))
+        best = min(max(sum(costs[a:b]) for a, b in pairwise(cut)) for cut in cuts)
+        assert max(sum(costs[i] for i in part) for part in split(costs, parts)) == pytest.approx(best)
 
 
 def test_a_sink_prefill_rides_on_a_ranks_first_step_alone() -> None:

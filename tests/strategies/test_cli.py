@@ -107,17 +107,22 @@ def tiny_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("options", "received"),
+    ("options", "received", "ticks", "busy"),
     [
-        (("+strategy=timestep_pipeline", "fabric.devices=2"), True),
-        (("+strategy=diagonal_pipeline", "fabric.devices=3", "parallel.decode=rank"), True),
-        (("+strategy=fsdp_full", "fabric.devices=2", "parallel.schedule=wavefront"), False),
-        (("+strategy=hsdp_offload", "fabric.devices=2", "strategy.shard_size=2"), False),
+        (("+strategy=timestep_pipeline", "fabric.devices=2", "strategy.source=peers"), True, 10, 12 / 20),
+        (
+            ("+strategy=diagonal_pipeline", "fabric.devices=3", "parallel.decode=rank", "strategy.source=host"),
+            True,
+            17,
+            24 / 34,
+        ),
+        (("+strategy=fsdp_full", "fabric.devices=2", "parallel.schedule=wavefront"), False, 9, 1.0),
+        (("+strategy=hsdp_offload", "fabric.devices=2", "strategy.shard_size=2"), False, 12, 1.0),
     ],
     ids=["timestep_pipeline", "diagonal_pipeline", "fsdp_full", "hsdp_offload"],
 )
 def test_every_strategy_gives_the_latents_of_a_single_device(
-    tmp_path: Path, tiny_alone: Path, options: tuple[str, ...], received: bool
+    tmp_path: Path, tiny_alone: Path, options: tuple[str, ...], received: bool, ticks: int, busy: float
 ) -> None:
     latents = infer(tmp_path / "several", *options, "output.dir=run", asked=TINY)
     assert same_latents(latents, tiny_alone)
@@ -127,6 +132,8 @@ def test_every_strategy_gives_the_latents_of_a_single_device(
     assert metrics["run/finished"] is True
     assert (metrics["traffic/received_bytes_per_block"] > 0) is received  # FSDP2 keeps no account
     assert received or metrics["memory/hoisted/device"] == 0  # FSDP2 hoists nothing
+    assert metrics["schedule/ticks"] == ticks  # of 3 blocks, the second of which waits for the first
+    assert metrics["schedule/utilisation"] == pytest.approx(busy)
 
 
 def apart(found: Path, expected: Path) -> float:

@@ -38,7 +38,7 @@ class Topology:
 
     @property
     def name(self) -> str:
-        words = [self.strategy, f"{self.steps}_steps", *[f"{key}_{value}" for key, value in self.options.items()]]
+        words = [self.strategy, f"{self.steps}_steps", *[_option(*pair) for pair in self.options.items()]]
         words += ["decode_rank"] * (self.decode == "rank") + [f"{self.actors}_actors"] * (self.actors > 1)
         words += [f"{self.layers}_layers"] * (self.layers != 3) + [f"{self.in_flight}_in_flight"] * (self.in_flight > 1)
         words += [self.dtype] * (self.dtype != "float32") + ["delays"] * self.delays
@@ -48,6 +48,11 @@ class Topology:
     @property
     def storage(self) -> torch.dtype:
         return getattr(torch, self.dtype)
+
+    @property
+    def source(self) -> str:
+        """Where a pipeline's weights rest."""
+        return self.options.get("source", "device")
 
     @property
     def is_pipeline(self) -> bool:
@@ -72,12 +77,16 @@ class Topology:
         return (0, 1) if self.decode == "rank" else (0,)
 
 
-def diagonal(**more: Any) -> Topology:
-    return Topology(DiagonalPipeline.name, **more)
+def _option(key: str, value: Any) -> str:
+    return "table_" + "_".join(row.replace(" ", "") for row in value) if key == "table" else f"{key}_{value}"
 
 
-def timestep(**more: Any) -> Topology:
-    return Topology(TimestepPipeline.name, **more)
+def diagonal(options: dict[str, Any] | None = None, **more: Any) -> Topology:
+    return Topology(DiagonalPipeline.name, options=options or {}, **more)
+
+
+def timestep(options: dict[str, Any] | None = None, **more: Any) -> Topology:
+    return Topology(TimestepPipeline.name, options=options or {}, **more)
 
 
 def full(more: dict[str, Any] | None = None, **options: Any) -> Topology:
@@ -95,11 +104,20 @@ def stream(more: dict[str, Any] | None = None, **options: Any) -> Topology:
 THREE, TWO_VOICES, LATE = {"steps": 3}, {"steps": 3, "actors": 2}, {"delays": True}
 RANK, SIX = {"decode": "rank"}, {"layers": 6}
 
+PEERS, HOST, DISK = {"source": "peers"}, {"source": "host"}, {"source": "disk"}
+KV = {"source": "host", "caches": "host"}
+GRID = {"step_groups": 2}
+MIXED = {"table": ("steps 2-3 layers 1-2", "steps 0-3 layer 0", "steps 0-1 layers 1-2")}
+BRICKS = {"table": ("decode", "steps 1-3 layers 2-5", "step 0 layers 4-5", "steps 1-3 layers 0-1", "step 0 layers 0-3")}
+"""Cut in other places at other steps: a sink prefill has several ways to go."""
+
 TOPOLOGIES: dict[int, tuple[Topology, ...]] = {
     1: (
         timestep(),
         timestep(steps=1),
+        timestep(PEERS),
         diagonal(**TWO_VOICES),
+        diagonal(KV | {"debug": True}, in_flight=4),
         full(),
         full(wrap="reference"),
         hybrid(),
@@ -119,6 +137,12 @@ TOPOLOGIES: dict[int, tuple[Topology, ...]] = {
         diagonal(dtype="bfloat16"),
         diagonal(blocks=1),
         diagonal(blocks=3),
+        diagonal(KV | {"resident": 1}, **THREE),
+        diagonal(DISK | {"debug": True}, in_flight=4, **LATE),
+        diagonal({"decode_cost": 3.0}),
+        timestep(HOST | {"slots": 3}, **RANK),
+        timestep(PEERS, actors=2, **LATE),
+        timestep(PEERS | {"caches": "host"}, in_flight=2),
         full(),
         full(wrap="reference", prefetch=0),
         full(unshard="whole"),
@@ -142,6 +166,11 @@ TOPOLOGIES: dict[int, tuple[Topology, ...]] = {
         diagonal(),
         diagonal(**TWO_VOICES, **LATE),
         diagonal(**SIX, **RANK),
+        diagonal(MIXED, **LATE),
+        diagonal(HOST | GRID, **RANK),
+        timestep(PEERS, **LATE),
+        timestep(PEERS | {"resident": 1, "debug": True}, **THREE, **RANK, **LATE),
+        timestep(HOST | MIXED, in_flight=2),
         full(),
         hybrid(THREE),
         stream({"in_flight": 4}, source="peers"),
@@ -153,6 +182,11 @@ TOPOLOGIES: dict[int, tuple[Topology, ...]] = {
         diagonal(**SIX, **LATE),
         diagonal(**RANK),
         diagonal(**TWO_VOICES, **SIX),
+        diagonal(GRID, **LATE),
+        diagonal(GRID | PEERS, actors=2, **LATE),
+        timestep(PEERS, **LATE),
+        timestep(PEERS | {"slots": 3}, dtype="bfloat16", **RANK),
+        timestep(KV, **THREE),
         full(THREE, wrap="reference"),
         full(prefetch=2),
         hybrid(THREE, shard_size=2),
@@ -161,7 +195,10 @@ TOPOLOGIES: dict[int, tuple[Topology, ...]] = {
         timestep(**RANK),
         timestep(),
         timestep(**THREE, **LATE),
+        timestep(PEERS, **LATE),
         diagonal(**SIX),
+        diagonal(BRICKS, **SIX, **RANK, **LATE),
+        diagonal(HOST | GRID, in_flight=2, **SIX),
         diagonal(actors=2, **SIX, **RANK, **LATE),
         full(THREE),
         hybrid(THREE, shard_size=5),

@@ -30,6 +30,7 @@ from tests.goldens import build
 from tests.goldens.case import Case
 from tests.goldens.dit import conditioning_of, run_of, settings_of
 from tests.scene import conditioning, sink_of
+from tests.strategies.cases import BLOCKS
 from tests.strategies.topologies import KINDS, TIMEOUT_S, Topology
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "goldens"
@@ -66,9 +67,9 @@ class RoomBook:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        real = Rooms.next
+        real = Rooms.take
 
-        def next_(rooms: Rooms, kind: str) -> Tensor:
+        def take(rooms: Rooms, kind: str) -> Tensor:
             room = real(rooms, kind)
             self._owners.append(rooms)  # kept, so that no number is given twice
             self.rooms.setdefault(id(rooms), {})[room.data_ptr()] = room
@@ -76,11 +77,11 @@ class RoomBook:
             self.given[id(rooms)] = self.given.get(id(rooms), 0) + 1
             return room
 
-        Rooms.next = next_
+        Rooms.take = take
         try:
             yield
         finally:
-            Rooms.next = real
+            Rooms.take = real
 
     def report(self) -> list[tuple[int, int, int]]:
         """Per set of rooms: kinds of messages, rooms ever made, messages."""
@@ -92,6 +93,7 @@ def run(case: Topology, folder: Path) -> None:
     strategy, model = launched(case.make(), world), case.model()
     strategy.arrange(model, case.steps, case.decode)
     strategy.place(model, RandomWeights(0), case.storage)
+    own = model.residency
     given = conditioning(actors=case.actors)
     rollout = Rollout(
         model,
@@ -115,6 +117,7 @@ def run(case: Topology, folder: Path) -> None:
             if case.delays:
                 late.dawdle()
     assert torch.equal(before, torch.get_rng_state())
+    model.residency = own
     about = account(model, strategy, rollout) | {"rooms": book.report()}
     strategy.release()
     save_file(found, folder / f"{case.name}-{rank}.safetensors", {"about": json.dumps(about)})
@@ -136,15 +139,20 @@ def account(model: AvatarDiT, strategy: Any, rollout: Rollout) -> dict[str, Any]
         for parameter in model.parameters()
         if not (own := parameter.to_local() if isinstance(parameter, DTensor) else parameter).is_meta
     }
+    ring = getattr(strategy, "ring", None)
     return {
         "parameters": held,
         "stored": sum(storages.values()),
         "sharded": all(isinstance(parameter, DTensor) for parameter in model.parameters()),
         "traffic": vars(strategy.traffic),
-        "rings": [ring.k.nbytes + ring.v.nbytes for ring in rollout.caches.rings],
+        "rings": [own.k.nbytes + own.v.nbytes for own in rollout.caches.rings],
         "sink": rollout.caches.sink.k.nbytes + rollout.caches.sink.v.nbytes,
         "output": strategy.is_output_rank,
         "summary": strategy.summary(),
+        "occupancy": rollout.relay.occupancy(BLOCKS),
+        "ring": None if ring is None else {name: layout.nbytes for name, layout in ring.layouts.items()},
+        "ring_bytes": 0 if ring is None else ring.nbytes,
+        "passes": getattr(model.residency, "passes", None),
     }
 
 
