@@ -106,7 +106,11 @@ class StreamingStrategy(RankStrategy):
         """What this rank holds, for the log."""
         ring = self.ring.nbytes if self.ring else 0
         resting = "mapped from disk" if where == "disk" else "in host memory"
-        cold = f", {self._cold / 1e6:.1f} MB of the weights outside the hot loop" if self._cold else ""
+        cold = (
+            f", {self._cold / 1e6:.1f} MB of the weights prepare conditioning, outside the hot loop"
+            if self._cold
+            else ""
+        )
         return (
             f"{(self.traffic.held - ring) / 1e6:.1f} MB at rest and {ring / 1e6:.1f} MB of ring ({self.slots} slots) "
             f"on each rank, {self.traffic.parked / 1e6:.1f} MB {resting}{cold}"
