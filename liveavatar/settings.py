@@ -48,8 +48,8 @@ def hoists(cfg: DictConfig, strategy: Any) -> int:
         return int(strategy.hoists)
     if asked and not strategy.hoists:
         raise ValueError(
-            f"parallel.hoist={asked}, but strategy {strategy.name} as set up brings in whole units, for a pass of "
-            "all ranks, so that nothing can be prepared ahead: write parallel.hoist=auto, or choose +strategy=fsdp_stream"
+            f"parallel.hoist={asked}, but strategy {strategy.name} as set up brings in whole units, and "
+            "nothing can be prepared ahead: write parallel.hoist=auto, or choose +strategy=fsdp_stream"
         )
     return int(asked)
 
