@@ -24,7 +24,7 @@ from liveavatar.memory.profiler import PeakMemory
 from liveavatar.metrics.speed import SpeedMeter
 from liveavatar.sampling.scheduler import EulerSampler
 from liveavatar.session import AvatarSession, Stream
-from liveavatar.settings import in_flight, make_fabric, make_request, storage_type, thread_count
+from liveavatar.settings import hoists, in_flight, make_fabric, make_request, storage_type, thread_count
 from liveavatar.sinks import Fanout, LatentSink, NullSink, ProgressSink
 from liveavatar.tracking import check_output_file, make_run_directory, stamp, start_log, write_metrics
 from liveavatar.types import AvatarRequest, Sink, VideoChunk
@@ -102,6 +102,7 @@ class Run:
                 "memory/weights/device": moved.held,
                 "memory/weights/host": moved.parked,
                 "memory/caches/device": stream.rollout.caches.nbytes,
+                "memory/hoisted/device": stream.rollout.hoisted_bytes,
             }
             if self.directory is not None:
                 write_metrics(self.directory, self.metrics)
@@ -130,6 +131,7 @@ def assemble(cfg: DictConfig) -> Run:
     threads = thread_count(cfg)
     dtypes = storage_type(cfg, "dit"), storage_type(cfg, "encoders")
     cells = in_flight(cfg, strategy, sampler.steps, rollout.mode)
+    hoist = hoists(cfg, strategy)
     fabric = make_fabric(cfg, strategy)
     if rollout.mode == "clipwise" and fabric.world_size > 1:
         raise ValueError(
@@ -155,7 +157,7 @@ def assemble(cfg: DictConfig) -> Run:
 
     began = time.perf_counter()
     memory = PeakMemory(strategy.device)
-    parts = build_parts(cfg, source, strategy, sampler, *dtypes)
+    parts = build_parts(cfg, source, strategy, sampler, *dtypes, hoist)
     memory.end("load")
     log.info(strategy.summary())
     if "random" in source.origin:
@@ -193,12 +195,14 @@ def build_parts(
     sampler: EulerSampler,
     dit_dtype: torch.dtype,
     dtype: torch.dtype,
+    hoist: int,
 ) -> Parts:
     """Build every model on meta and fill it: the DiT by the strategy, the others resident on its device."""
     with torch.device("meta"):
         dit = make(cfg.model.dit, "model.dit")
         names = ("text", "speech", "vae")
         others: dict[str, nn.Module] = {name: make(cfg.model[name], f"model.{name}") for name in names}
+    dit.hoist = hoist
     parallel = cfg.parallel
     strategy.arrange(dit, sampler.steps, parallel.decode, parallel.ulysses_size)  # refuses what cannot work, in time
     tokenizer = make(cfg.model.tokenizer, "model.tokenizer")

@@ -39,6 +39,21 @@ def in_flight(cfg: DictConfig, strategy: Any, steps: int, mode: str) -> int:
     return cells
 
 
+def hoists(cfg: DictConfig, strategy: Any) -> int:
+    """The blocks whose conditioning is made ready at once, ahead of their cells; 0: every cell makes its own."""
+    asked = cfg.parallel.hoist
+    if asked != "auto" and not (isinstance(asked, int) and asked >= 0):
+        raise ValueError(f"parallel.hoist={asked!r} is unknown; write auto, true, false or a number of blocks")
+    if asked == "auto":
+        return int(strategy.hoists)
+    if asked and not strategy.hoists:
+        raise ValueError(
+            f"parallel.hoist={asked}, but strategy {strategy.name} has a unit's weights inside the unit's own forward "
+            "only, so that nothing can be prepared ahead: write parallel.hoist=auto, or choose +strategy=fsdp_stream"
+        )
+    return int(asked)
+
+
 def make_request(cfg: DictConfig) -> AvatarRequest:
     """The request that `cfg.request` and `cfg.seed` describe."""
     asked = cfg.request

@@ -7,7 +7,7 @@ strategy and give the same bits. The end is padded so that any number of ranks u
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -34,17 +34,24 @@ class Entry:
 
 @dataclass(frozen=True)
 class SlabLayout:
-    """Where each parameter of a unit lies in its slab; `nbytes` is a multiple of 256 bytes times `parts`."""
+    """Where each parameter of a unit, or of a part of one, lies in its slab.
+
+    `nbytes` is a multiple of 256 bytes times `parts`.
+    """
 
     entries: Mapping[str, Entry]
     nbytes: int
     parts: int
 
     @classmethod
-    def of(cls, unit: nn.Module, dtype: torch.dtype, parts: int = 1) -> SlabLayout:
-        """The layout of a unit's parameters stored as `dtype`, divisible into `parts` equal shards."""
+    def of(
+        cls, unit: nn.Module, dtype: torch.dtype, parts: int = 1, names: Collection[str] | None = None
+    ) -> SlabLayout:
+        """The layout of a unit's parameters (`names` alone, where given) as `dtype`, divisible into `parts` shards."""
         entries, end = {}, 0
         for name, parameter in unit.named_parameters():
+            if names is not None and name not in names:
+                continue
             entries[name] = Entry(end, parameter.shape, dtype)
             end = _up(end + entries[name].nbytes, ALIGN)
         return cls(entries, _up(end, ALIGN * parts), parts)
@@ -55,14 +62,17 @@ class SlabLayout:
             name: slab[e.offset : e.offset + e.nbytes].view(e.dtype).view(e.shape) for name, e in self.entries.items()
         }
 
-    def fill(self, target: Tensor, source: TensorSource, prefix: str, start: int = 0) -> None:
-        """Write the bytes `start` .. `start + len(target)` of the slab into `target`, reading only what lies there."""
-        stop = start + target.numel()
-        for name, entry in self.entries.items():
+    def fill(self, target: Tensor, source: TensorSource, name: str, start: int = 0) -> None:
+        """Write the bytes `start` .. `start + len(target)` of the slab into `target`, reading only what lies there.
+
+        `name` is that of the unit in the source; what a part has behind a slash, as in `blocks.3/prompt`, is not.
+        """
+        prefix, stop = name.partition("/")[0], start + target.numel()
+        for path, entry in self.entries.items():
             low, high = max(start, entry.offset), min(stop, entry.offset + entry.nbytes)
             if low >= high:
                 continue
-            tensor = source.read(f"{prefix}.{name}", entry.shape).to(entry.dtype).contiguous()
+            tensor = source.read(f"{prefix}.{path}", entry.shape).to(entry.dtype).contiguous()
             flat = tensor.view(-1).view(torch.uint8)
             target[low - start : high - start].copy_(flat[low - entry.offset : high - entry.offset])
 
@@ -78,15 +88,18 @@ def allocate(nbytes: int, device: torch.device, pinned: bool = False) -> Tensor:
     return room[start : start + nbytes]
 
 
-def vacate(unit: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-    """Replace a unit's parameters by empty ones of the given kind: what a unit is while its weights are elsewhere."""
-    for module in unit.modules():
+def vacate(unit: nn.Module, dtype: torch.dtype, device: torch.device, names: Collection[str] | None = None) -> None:
+    """Replace a unit's parameters (`names` alone, where given) by empty ones: what it is while they are elsewhere."""
+    for path, module in unit.named_modules():
         for name in [name for name, parameter in module._parameters.items() if parameter is not None]:
+            if names is not None and (f"{path}.{name}" if path else name) not in names:
+                continue
             empty = torch.empty(0, dtype=dtype, device=device)
             module._parameters[name] = nn.Parameter(empty, requires_grad=False)
 
 
 def point(unit: nn.Module, views: Mapping[str, Tensor]) -> None:
-    """Let a unit's parameters be these views; nothing is copied."""
+    """Let these parameters of a unit be these views; nothing is copied."""
     for name, parameter in unit.named_parameters():
-        parameter.data = views[name]
+        if name in views:
+            parameter.data = views[name]

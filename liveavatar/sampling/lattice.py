@@ -5,7 +5,7 @@ else: every order that respects this gives the same numbers. A schedule yields r
 depend on one another and share one pass over the model's units.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import count
 from typing import NamedTuple
 
@@ -18,6 +18,16 @@ class Cell(NamedTuple):
 
 
 Round = tuple[Cell, ...]
+
+
+def with_next(rounds: Iterable[Round]) -> Iterator[tuple[Round, Round | None]]:
+    """Each round with the one after it; None after the last."""
+    coming = iter(rounds)
+    here = next(coming, None)
+    while here is not None:
+        after = next(coming, None)
+        yield here, after
+        here = after
 
 
 def sequential(first: int, blocks: int | None, steps: int) -> Iterator[Round]:

@@ -16,7 +16,8 @@ from liveavatar.models.dit.context import Grid, reference_place
 from liveavatar.models.dit.model import AvatarDiT
 from liveavatar.models.dit.state import CellInput, CellState, SinkInput
 from liveavatar.sampling.conditioning import Conditioning, RolloutSettings, SinkPlan
-from liveavatar.sampling.lattice import Cell, Round
+from liveavatar.sampling.hoist import Hoist
+from liveavatar.sampling.lattice import Cell, Round, with_next
 from liveavatar.sampling.noise import DistanceSource, NoiseSource
 from liveavatar.sampling.relay import Course, LocalRelay, Relay, Wire
 from liveavatar.sampling.scheduler import EulerSampler
@@ -39,6 +40,7 @@ class _Flight:
     """A block on its way: its latents at the level reached, and what it is conditioned on throughout."""
 
     latents: Tensor
+    text: Tensor
     sink: SinkCache
     pose: Tensor
     audio: Tensor
@@ -51,7 +53,7 @@ class Rollout:
     Two rollouts may share one `dit`. `first_block` starts the stream's count elsewhere than at 0: positions are those
     of that block, the caches are empty. `relay` says which cells are this rank's, in which order, and where they come
     from; without one, all cells are here, one after another. `caches` makes the caches, where they do not all
-    rest on the device.
+    rest on the device. Where the model hoists, `hoisted` holds the conditioning that was made ready ahead of the cells.
     """
 
     def __init__(
@@ -75,6 +77,10 @@ class Rollout:
         like = torch.empty(0, dtype=dit.dtype, device=reference.device)
         self.caches = (caches or StreamCaches)(shape, self.relay.steps, like, first_block * BLOCK_LATENTS)
         self._motion_turns = self.grid.motion_turns(dit.head_dim).to(reference.device)
+        timesteps = [float(sampler.timesteps[step]) for step in self.relay.steps]
+        self.hoisted = Hoist(dit, timesteps, self._audio) if dit.hoist else None
+        self._prompts = [(first_block, conditioning.text)]  # from which block on
+        self._upcoming = first_block
 
     def blocks(self, count: int | None, sink: SinkPlan) -> Iterator[Block]:
         """Denoise `count` blocks (None: for ever); each is yielded as soon as it is finished, in order.
@@ -82,22 +88,54 @@ class Rollout:
         Blocks come out on the rank on which they are finished and on the one that decodes, nowhere else.
         """
         self.relay.open(self._wire(), Course(self.first_block, count, sink.refresh))
+        if self.hoisted:
+            self.hoisted.end = None if count is None else self.first_block + count
         try:
             yield from (Block(index, latents) for index, latents in self.relay.finished())
             yield from self.walk(self.relay.rounds(), sink)
         finally:
             self.relay.close()
 
+    def change_prompt(self, text: Float[Tensor, "1 words text_dim"], block: int | None = None) -> int:
+        """Let the blocks from `block` on (None: the next to be taken up) read another prompt; returns that block.
+
+        Blocks under way keep theirs, so that every schedule gives the same numbers for the same `block`. The sink keeps
+        the prompt that it was prefilled with. Raises ValueError for a block that was taken up already, and where other
+        ranks have part of the layers: the prompt reaches them with the sink.
+        """
+        at = self._upcoming if block is None else block
+        if at < self._upcoming:
+            raise ValueError(f"block {at} cannot take another prompt: the first one not taken up is {self._upcoming}")
+        if 0 < len(self.dit.stage) < self.dit.num_layers:
+            raise ValueError(
+                "the prompt of a stream cannot change where its layers are divided among ranks: "
+                "use another strategy, or begin a new stream"
+            )
+        self._prompts = [entry for entry in self._prompts if entry[0] < at] + [(at, text)]
+        return at
+
+    @property
+    def hoisted_bytes(self) -> int:
+        """Bytes of the conditioning that was made ready ahead of the cells."""
+        return sum(tensor.nbytes for tensor in self.hoisted.tensors) if self.hoisted else 0
+
     @torch.no_grad()
     def walk(self, rounds: Iterable[Round], sink: SinkPlan) -> Iterator[Block]:
         """Visit the rounds that fall to this rank; yield each block that is finished here."""
         flights: dict[int, _Flight] = {}
         relay, final = self.relay, self.sampler.steps - 1
-        for cells in rounds:
+        self._upcoming = self.first_block
+        if self.hoisted:
+            self.hoisted.clear()
+        for cells, after_these in with_next(rounds):
             taken = [self._taken_up(cell, sink, flights) for cell in cells]
+            if self.hoisted:
+                texts = [flight.text for flight in flights.values()]
+                self.hoisted.equip([(cell.block, own) for cell, own in zip(cells, taken, strict=True)], texts)
             views = [states[-1].cache for states in taken]
             self.caches.scratch.begin([view for view in views if isinstance(view, StreamView)], self.dit.stage)
-            passed = iter(self.dit([state for states in taken for state in states]))
+            then = self._begins(after_these, flights)
+            passed = iter(self.dit([state for states in taken for state in states], then))
             for cell, states in zip(cells, taken, strict=True):
                 after = [next(passed) for _ in states]
                 relay.send(cell, after)
@@ -108,6 +146,8 @@ class Rollout:
                     relay.outgoing(cell, flight.latents)
                 if cell.step == relay.steps[-1]:
                     del flights[cell.block]
+                    if self.hoisted:
+                        self.hoisted.let_go(cell.block)
                 if cell.step == final and relay.finishes(final):
                     sink.observe(cell.block, flight.latents)
                     yield Block(cell.block, flight.latents)
@@ -123,6 +163,20 @@ class Rollout:
         self.relay.receive(cell, states)
         return states
 
+    def _begins(self, cells: Round | None, flights: dict[int, _Flight]) -> list[str]:
+        """The units that the coming round begins with; none after the last."""
+        if cells is None:
+            return []
+        if self.hoisted is None:
+            return list(self.dit.units())
+        under_way = {cell.block: flights.get(cell.block) for cell in cells}
+        texts = {block: flight.text if flight else self._prompt(block) for block, flight in under_way.items()}
+        return self.hoisted.coming(texts)
+
+    def _prompt(self, block: int) -> Tensor:
+        """The prompt of a block that is yet to be taken up."""
+        return next(text for start, text in reversed(self._prompts) if start <= block)
+
     def _enter(self, block: int, sink: SinkPlan, flights: dict[int, _Flight]) -> list[CellState]:
         """Take a block up on this rank.
 
@@ -136,17 +190,20 @@ class Rollout:
         given, due = self.conditioning, sink.due(block)
         if due is not None and flights:
             self.caches.sink = self.caches.sink.another()
+        text, self._upcoming = self._prompt(block), max(self._upcoming, block + 1)
+        self._prompts = [entry for entry in self._prompts if entry[0] > block or entry[1] is text]
         flights[block] = _Flight(
             latents=self._noise(block),
+            text=text,
             sink=self.caches.sink,
             pose=given.pose.block(block),
-            audio=given.audio.block(block).to(given.reference.device),
+            audio=self.hoisted.audio_of(block) if self.hoisted else self._audio(block),
             masks=None if given.masks is None else given.masks.block(block),
         )
         if due is None:
             return []
         turns = torch.cat((self._reference_turns(0, 0), self._motion_turns))
-        return [CellState(SinkInput(*due, text=given.text), SinkView(self.caches.sink, turns))]
+        return [CellState(SinkInput(*due, text=text), SinkView(self.caches.sink, turns))]
 
     def _wire(self) -> Wire:
         given = self.conditioning
@@ -164,6 +221,9 @@ class Rollout:
             dtype=self.dit.dtype,
             device=given.reference.device,
         )
+
+    def _audio(self, block: int) -> Tensor:
+        return self.conditioning.audio.block(block).to(self.conditioning.reference.device)
 
     def _noise(self, block: int) -> Tensor:
         like = self.conditioning.reference
@@ -188,7 +248,7 @@ class Rollout:
             timestep=float(self.sampler.timesteps[cell.step]),
             pose=flight.pose,
             audio=flight.audio,
-            text=self.conditioning.text,
+            text=flight.text,
             masks=flight.masks,
         )
         return CellState(inputs, view)

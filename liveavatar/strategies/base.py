@@ -56,6 +56,9 @@ class Strategy(Protocol):
     @property
     def cells_in_flight(self) -> int | None: ...
 
+    @property
+    def hoists(self) -> bool: ...
+
     def arrange(self, dit: AvatarDiT, steps: int, decode: str, ulysses_size: int = 1) -> None: ...
 
     def place(self, dit: AvatarDiT, source: TensorSource, dtype: torch.dtype) -> None: ...
@@ -84,6 +87,7 @@ class WholeLattice:
     max_devices: int
     traffic: Traffic
     _timeout: timedelta | None
+    hoists = True
     ulysses_size = 1
     _lines: Exchange | None = None
 
@@ -126,20 +130,21 @@ class WholeLattice:
 def place_resident(
     dit: AvatarDiT, source: TensorSource, dtype: torch.dtype, device: torch.device, only: Set[str] | None = None
 ) -> int:
-    """Put every unit's slab, or those of the units `only`, on the device for good; returns the bytes held.
+    """Put every unit's slab, or those of the units and parts `only`, on the device for good; returns the bytes held.
 
     Slabs are filled on the host one unit at a time, so the host never holds more than one unit.
     """
     held = 0
-    for name, unit in dit.units().items():
+    found = {name: (unit, None) for name, unit in dit.units().items()} if only is None else dit.parts()
+    for name, (unit, names) in found.items():
         if only is not None and name not in only:
             continue
-        layout = SlabLayout.of(unit, dtype)
+        layout = SlabLayout.of(unit, dtype, names=names)
         slab = allocate(layout.nbytes, torch.device("cpu"))
         layout.fill(slab, source, name)
         if device.type != "cpu":
             slab = allocate(layout.nbytes, device).copy_(slab)
-        vacate(unit, dtype, device)
+        vacate(unit, dtype, device, names)
         point(unit, layout.views(slab))
         held += layout.nbytes
     return held

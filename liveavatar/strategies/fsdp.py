@@ -41,6 +41,7 @@ class FsdpFull(WholeLattice, RankStrategy):
         None  # FSDP2 gathers and lets go at each call of a unit: cells that share a pass would save nothing
     )
     offloads = False
+    hoists = False  # a unit's weights are there inside its own forward only
 
     def __init__(
         self,
@@ -83,6 +84,7 @@ class FsdpFull(WholeLattice, RankStrategy):
 
     def place(self, dit: AvatarDiT, source: TensorSource, dtype: torch.dtype) -> None:
         dit.to(dtype)  # all is on meta
+        dit.hoist = 0
         wrapped = shard(dit, self.mesh(), self.wrap, self.reshard_after_forward, self.prefetch, **self.policies())
         held = fill_shards(dit, source, self.rest)
         if self.offloads:
@@ -99,7 +101,7 @@ class FsdpFull(WholeLattice, RankStrategy):
         where = "in host memory" if self.traffic.parked else "on each rank"
         return (
             f"{self.name} on {self.world_size} × {self.device.type}: {shards:.1f} MB of shards {where}, "
-            f"wrap={self.wrap}, unshard={self.unshard}; {self.computing()}"
+            f"wrap={self.wrap}, unshard={self.unshard}, conditioning not hoisted; {self.computing()}"
         )
 
     def release(self) -> None:

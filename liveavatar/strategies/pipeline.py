@@ -53,6 +53,7 @@ class Pipeline(RankStrategy):
 
     name: str
     cells_in_flight = None
+    hoists = True
     table_of: Callable[..., StageTable]
 
     def __init__(self, timeout_s: float = 120.0) -> None:

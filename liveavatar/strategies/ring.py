@@ -78,9 +78,10 @@ class SlabRing:
     """Residency of units in `slots` preallocated rooms (the model's `Residency`).
 
     A pass announces its units; the ring keeps up to `slots` - 1 of the coming ones on their way and, near the end of
-    a pass, starts on the next one, which begins like this one. Units that are not among `units` rest elsewhere for
-    good, and pass by. With `checked`, a slot is filled with NaNs when its unit is let go, and a slot that was filled
-    anew while it was lent is an error: slower, for finding mistakes.
+    a pass, starts on the next one, which begins as was said or else like this one. A unit may be a part of one, as its
+    layout says: each has a name and a slab of its own, and only the parameters in it are lent. Units that are not among
+    `units` rest elsewhere for good, and pass by. With `checked`, a slot is filled with NaNs when its unit is let go,
+    and a slot that was filled anew while it was lent is an error: slower, for finding mistakes.
     """
 
     def __init__(
@@ -98,8 +99,12 @@ class SlabRing:
         self.slots = [_Slot(allocate(largest, device)) for _ in range(slots)]
         self.lane = Lane(device, slots)
         self._views: dict[tuple[str, int], dict[str, Tensor]] = {}
-        self._absent = {name: {p: q.data for p, q in unit.named_parameters()} for name, unit in units.items()}
+        self._absent = {
+            name: {p: q.data for p, q in unit.named_parameters() if p in layouts[name].entries}
+            for name, unit in units.items()
+        }
         self._order: list[str] = []
+        self._then: list[str] = []
         self._next = 0
         self.discarded = 0  # fetches that the following pass turned out not to need
 
@@ -107,9 +112,10 @@ class SlabRing:
     def nbytes(self) -> int:
         return sum(slot.room.nbytes for slot in self.slots)
 
-    def begin(self, names: Sequence[str]) -> None:
-        """A pass over `names`, in order, is about to start."""
+    def begin(self, names: Sequence[str], then: Sequence[str] | None = None) -> None:
+        """A pass over `names`, in order, is about to start; the one after it begins with `then` (None: like this)."""
         self._order, self._next = [name for name in names if name in self.units], 0
+        self._then = self._order if then is None else [name for name in then if name in self.units]
         wanted = set(self._ahead())
         for slot in self.slots:
             if slot.unit is not None and slot.unit not in wanted:
@@ -154,8 +160,8 @@ class SlabRing:
             slot.unit = None
 
     def _ahead(self) -> list[str]:
-        """The units to be held next, as many as there are slots; a pass is followed by one that begins alike."""
-        coming = self._order[self._next :] + self._order
+        """The units to be held next, as many as there are slots."""
+        coming = self._order[self._next :] + self._then
         return coming[: len(self.slots)]
 
     def _prefetch(self, held: str | None = None) -> None:

@@ -30,10 +30,13 @@ SOURCES = ("auto", "peers", "host", "disk")
 class FsdpStream(WholeLattice, RankStrategy):
     """Weights streamed through a ring of `slots`, from where they rest.
 
+    Where the model hoists, the hot parts of units come in for every pass, and what prepares conditioning only when a
+    prompt or a block asks for it; slots have the size of the largest part.
+
     source: `peers`, shards on the ranks; `host`, one copy in each machine's memory; `disk`, one mapped file in
         `spill_dir` (null: the system's folder for temporary files); `auto`, peers above one rank and host at one.
-    resident: transformer blocks that stay on the device for good, spread evenly: an even spread lets copies and
-        computation overlap where a prefix would not.
+    resident: transformer blocks that stay on the device for good (their hot parts, where the model hoists), spread
+        evenly: an even spread lets copies and computation overlap where a prefix would not.
     caches: `device`, or `host`: the rings of all steps rest in host memory and pass through two rooms on the device.
     cells_in_flight: independent cells that share each arrival of a unit; None leaves it to the schedule.
     debug: check that no slot is refilled while it is lent, and fill freed slots with NaNs.
@@ -92,9 +95,9 @@ class FsdpStream(WholeLattice, RankStrategy):
             chosen = "peers" if self.world_size > 1 else "host"
         settled = set(self._settled(dit.num_layers))
         self.traffic.held += place_resident(dit, source, dtype, self.device, settled)
-        units = {name: unit for name, unit in dit.units().items() if name not in settled}
-        parts = self.world_size if chosen == "peers" else 1
-        layouts = {name: SlabLayout.of(unit, dtype, parts) for name, unit in units.items()}
+        parts = {name: part for name, part in dit.parts().items() if name not in settled}
+        shards = self.world_size if chosen == "peers" else 1
+        layouts = {name: SlabLayout.of(unit, dtype, shards, names) for name, (unit, names) in parts.items()}
         if chosen == "peers":
             self._bytes = PeerShards(layouts, source, self.device, self.traffic)
         else:
@@ -103,11 +106,13 @@ class FsdpStream(WholeLattice, RankStrategy):
             self._bytes = HostSlabs(
                 layouts, source, self.device, self.traffic, local, self._tell_machine, self.barrier, folder
             )
-        for unit in units.values():
-            vacate(unit, dtype, self.device)
+        for unit, names in parts.values():
+            vacate(unit, dtype, self.device, names)
+        units = {name: part.unit for name, part in parts.items()}
         self.ring = SlabRing(units, layouts, self._bytes, self.slots, self.device, self.debug)
         self.traffic.held += self.ring.nbytes
         dit.residency = self.ring
+        self._cold = sum(layout.nbytes for name, layout in layouts.items() if "/" in name)
         self._chosen = chosen
 
     def _settled(self, layers: int) -> list[str]:
@@ -131,7 +136,8 @@ class FsdpStream(WholeLattice, RankStrategy):
         return (
             f"fsdp_stream on {self.world_size} × {self.device.type}, weights from {self._chosen}: "
             f"{(self.traffic.held - ring) / 1e6:.1f} MB at rest and {ring / 1e6:.1f} MB of ring ({self.slots} slots) "
-            f"on each rank, {self.traffic.parked / 1e6:.1f} MB {where}; {self.computing()}"
+            f"on each rank, {self.traffic.parked / 1e6:.1f} MB {where}; "
+            f"{self._cold / 1e6:.1f} MB of the weights prepare conditioning, outside the hot loop; {self.computing()}"
         )
 
     def release(self) -> None:

@@ -85,7 +85,7 @@ class Watch:
 
     def _note(self, state: CellState, seen: dict[str, Tensor]) -> None:
         rows = self.dit.embed.embed_time(torch.zeros(3))
-        seen["text_context"] = state.text
+        seen["text_context"] = state.text.clone()  # rooms of prepared conditioning are written over
         if state.is_sink:
             seen["rope_sink_tokens"] = torch.view_as_real(state.cache.turns)
             seen["time_e"] = torch.cat((rows[0], rows[0]))
@@ -97,8 +97,8 @@ class Watch:
         seen["rope1"] = torch.view_as_real(state.cache.sink_turns)
         seen["time_e"] = torch.cat((state.time[0].expand(3, -1), rows[0]))
         seen["time_e0_flat"] = torch.cat((state.modulation[0].expand(3, -1, -1), rows[1])).flatten(1)
-        seen["audio_emb_global"] = state.tone.unsqueeze(2)
-        seen["merged_audio_emb"] = state.voice
+        seen["audio_emb_global"] = state.tone.unsqueeze(2).clone()
+        seen["merged_audio_emb"] = state.voice.clone()
         seen["head.out_tokens"] = _patches(state.output)
         block, step = divmod(len(self.predictions), self.steps)
         clip, block = divmod(block, self.blocks_per_clip)

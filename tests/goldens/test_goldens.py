@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from liveavatar.models.dit.model import AvatarDiT
+from tests.goldens import build
 from tests.goldens.case import Case
 from tests.goldens.dit import dit_case
 from tests.goldens.parts import (
@@ -60,6 +63,20 @@ def test_case(folder: Path, record_property: Callable[[str, object], None], caps
     record_property("largest_error", case.errors.get(worst))
     with capsys.disabled():
         print(f"\n{folder.name}: largest error {case.errors.get(worst, float('nan')):.3e} ({worst})", end=" ")
+    case.finish()
+
+
+@pytest.mark.parametrize("name", ["dit_stream", "dit_multi_actor", "dit_local_attn"])
+def test_streams_are_met_without_hoisting_too(name: str) -> None:
+    """The default prepares conditioning ahead; here every cell makes its own, as in the reference."""
+    case = Case(Path(__file__).resolve().parents[1] / "data" / "goldens" / name)
+
+    def unhoisted(config: dict[str, Any]) -> AvatarDiT:
+        model = build.dit(config, case.folder / "weights.safetensors")
+        model.hoist = False
+        return model
+
+    dit_case(case, make=unhoisted)
     case.finish()
 
 

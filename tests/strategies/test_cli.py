@@ -79,11 +79,13 @@ def test_two_processes_started_by_the_command_itself(tmp_path: Path, alone: Path
 
 
 def test_two_processes_started_by_torchrun(tmp_path: Path, alone: Path) -> None:
-    latents = infer(tmp_path / "two", *STREAM, "strategy.source=host", "output.dir=run", torchrun=2)
+    options = ("strategy.source=host", "parallel.hoist=false", "output.dir=run")
+    latents = infer(tmp_path / "two", *STREAM, *options, torchrun=2)
     assert same_latents(latents, alone)
     assert run_directories(tmp_path) == [tmp_path / "two" / "run"]
     metrics = metrics_of(tmp_path)
     assert metrics["traffic/host_bytes_per_block"] > 0
+    assert metrics["memory/hoisted/device"] == 0
     assert metrics["traffic/received_bytes_per_block"] == 0
 
 
@@ -93,6 +95,7 @@ def test_the_single_device_moves_nothing(alone: Path) -> None:
     assert metrics["strategy"] == "single_device"
     assert metrics["traffic/unit_fetches_per_block"] == 0
     assert metrics["memory/weights/host"] == 0
+    assert metrics["memory/hoisted/device"] > 0
 
 
 TINY = ("model=tiny", "request.max_seconds=0.9", *(word for word in ASKED if not word.startswith(("model", "request"))))
@@ -123,6 +126,7 @@ def test_every_strategy_gives_the_latents_of_a_single_device(
     assert options[0] == f"+strategy={metrics['strategy']}"
     assert metrics["run/finished"] is True
     assert (metrics["traffic/received_bytes_per_block"] > 0) is received  # FSDP2 keeps no account
+    assert received or metrics["memory/hoisted/device"] == 0  # FSDP2 hoists nothing
 
 
 def apart(found: Path, expected: Path) -> float:

@@ -13,8 +13,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from liveavatar.sampling.relay import Course, LocalRelay
 from tests.scene import make_dit
-from tests.strategies.cases import CASES, StreamCase
+from tests.strategies.cases import BLOCKS, CASES, StreamCase
 
 Reports = dict[tuple[str, int], tuple[Tensor, dict[str, Any]]]
 
@@ -26,7 +27,9 @@ SHARED = [run for run in RUNS if run.values[0] > 1]
 def truth(steps: int, actors: int, dtype: str) -> Tensor:
     """The same stream on a single device, block after block, step after step."""
     case = StreamCase(steps=steps, actors=actors, dtype=dtype)
-    return case.latents(make_dit(case.storage))
+    model = make_dit(case.storage)
+    model.hoist = False  # every cell makes its own conditioning
+    return case.latents(model)
 
 
 @pytest.fixture(scope="module")
@@ -103,13 +106,23 @@ def test_ranks_of_a_machine_share_one_copy_without_a_name(
         assert about["left_behind"] == []
 
 
+@pytest.mark.parametrize(("world", "case"), RUNS)
+def test_parts_come_once_a_pass_a_block_or_a_stream(reports: dict[int, Reports], world: int, case: StreamCase) -> None:
+    relay = LocalRelay(case.steps, case.in_flight)
+    relay.open(None, Course(0, BLOCKS, refresh=4))  # type: ignore[arg-type]
+    often = {"": sum(1 for _ in relay.rounds()), "voice": BLOCKS, "prompt": 1, "steps": 1}
+    for rank in range(world):
+        _, about = reports[world][case.name, rank]
+        assert about["times"] == {name: often[name.partition("/")[2]] for name in about["units"]}
+
+
 def test_cells_in_flight_divide_the_fetches(reports: dict[int, Reports]) -> None:
     (one, many) = (
         reports[2][case.name, 0][1]["count"] for case in (StreamCase(2, "peers"), StreamCase(2, "peers", in_flight=4))
     )
-    units = 9
-    assert one == units * 7 * 4 + 1  # the ring begins on a pass that never comes
-    assert many == units * (7 + 4 - 1) + 1
+    hot, once, block = 7, 1 + 4, 5  # parts of units: for each pass, once a stream, once a block
+    assert one == hot * BLOCKS * 4 + once + block * BLOCKS
+    assert many == hot * (BLOCKS + 4 - 1) + once + block * BLOCKS
 
 
 def _gathers(world: int, case: StreamCase) -> bool:

@@ -44,6 +44,7 @@ def truth(steps: int, actors: int, dtype: str, layers: int) -> Tensor:
     """The same stream on a single device, block after block, step after step."""
     case = Topology("", steps, actors=actors, dtype=dtype, layers=layers)
     model = make_dit(case.storage, **case.sizes)
+    model.hoist = False  # every cell makes its own conditioning
     return latents_of(make_rollout(model, conditioning(actors=actors), steps=steps), BLOCKS)
 
 

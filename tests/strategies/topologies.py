@@ -33,6 +33,7 @@ class Topology:
     delays: bool = False
     in_flight: int = 1
     blocks: int = BLOCKS
+    hoist: bool = True
     options: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @property
@@ -41,7 +42,7 @@ class Topology:
         words += ["decode_rank"] * (self.decode == "rank") + [f"{self.actors}_actors"] * (self.actors > 1)
         words += [f"{self.layers}_layers"] * (self.layers != 3) + [f"{self.in_flight}_in_flight"] * (self.in_flight > 1)
         words += [self.dtype] * (self.dtype != "float32") + ["delays"] * self.delays
-        words += [f"{self.blocks}_blocks"] * (self.blocks != BLOCKS)
+        words += [f"{self.blocks}_blocks"] * (self.blocks != BLOCKS) + ["unhoisted"] * (not self.hoist)
         return "-".join(words)
 
     @property
@@ -57,7 +58,9 @@ class Topology:
         return WIDE if self.layers == 6 else {}
 
     def model(self) -> AvatarDiT:
-        return meta_dit(**self.sizes)
+        model = meta_dit(**self.sizes)
+        model.hoist = self.hoist
+        return model
 
     def make(self) -> Any:
         return KINDS[self.strategy](timeout_s=TIMEOUT_S, **self.options)
@@ -128,6 +131,9 @@ TOPOLOGIES: dict[int, tuple[Topology, ...]] = {
         stream({"in_flight": 2}, source="peers", resident=1, debug=True),
         stream({"in_flight": 3, **LATE}, source="host", resident=2, debug=True),
         stream(source="peers", resident=3),
+        stream(source="host", caches="host"),
+        stream({"hoist": False, "in_flight": 2}, source="peers"),
+        diagonal(actors=2, hoist=False),
     ),
     3: (
         timestep(**TWO_VOICES),

@@ -41,8 +41,8 @@ class Late:
     def __init__(self, within: Residency, rank: int) -> None:
         self.within, self.chooser = within, random.Random(rank)
 
-    def begin(self, names: Sequence[str]) -> None:
-        self.within.begin(names)
+    def begin(self, names: Sequence[str], then: Sequence[str] | None = None) -> None:
+        self.within.begin(names, then)
 
     def dawdle(self) -> None:
         if self.chooser.random() < 0.1:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import Counter
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class Counted:
         assert strategy.ring is not None
         self.fetch, self.traffic, self.layouts = strategy.ring.fetch, strategy.traffic, strategy.ring.layouts
         self.rows: set[tuple[str, int, int, int, int]] = set()
+        self.times: Counter[str] = Counter()
         self.given = 0
         strategy.ring.fetch = self
 
@@ -51,6 +53,7 @@ class Counted:
         finally:
             dist.all_gather_into_tensor = real
         received, host = self.traffic.received - before[0], self.traffic.host - before[1]
+        self.times[name] += 1
         self.rows.add((name, self.layouts[name].nbytes, received, host, self.given))
         return wait
 
@@ -79,6 +82,7 @@ def run(case: StreamCase, folder: Path) -> None:
     about |= {
         "units": {name: layout.nbytes for name, layout in ring.layouts.items()},
         "fetches": sorted(counted.rows),
+        "times": counted.times,
         "count": strategy.traffic.fetches,
         "discarded": ring.discarded,
         "empty": all(p.numel() == 0 for p in model.parameters()),

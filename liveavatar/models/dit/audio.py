@@ -1,11 +1,14 @@
 """Voice into picture: the causal audio encoder, and its injection after chosen blocks (semantics, 6)."""
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from liveavatar.models.dit.block import CrossAttention
+from liveavatar.models.dit.prepared import Prepared
 from liveavatar.models.dit.spread import Segment
 from liveavatar.models.dit.state import CellState, Unit
 from liveavatar.ops.embed import linear_float32, plain_norm
@@ -83,8 +86,13 @@ class AdaLayerNorm(nn.Module):
         super().__init__()
         self.linear = nn.Linear(dim, 2 * dim)
 
-    def forward(self, x: Float[Tensor, "frames n d"], tone: Float[Tensor, "frames d"]) -> Float[Tensor, "frames n d"]:
-        shift, scale = self.linear(F.silu(tone)).unsqueeze(1).chunk(2, dim=-1)
+    def modulation(self, tone: Float[Tensor, "frames d"]) -> Float[Tensor, "frames twice_d"]:
+        return self.linear(F.silu(tone.to(self.linear.weight.dtype)))
+
+    def forward(
+        self, x: Float[Tensor, "frames n d"], modulation: Float[Tensor, "frames twice_d"]
+    ) -> Float[Tensor, "frames n d"]:
+        shift, scale = modulation.unsqueeze(1).chunk(2, dim=-1)
         return torch.addcmul(shift, plain_norm(x, 1e-5), 1 + scale)
 
 
@@ -96,46 +104,69 @@ class VoiceUnit(Unit):
 
 
 class AdaIn(VoiceUnit):
-    """Prepares the queries of the injector that follows: the noisy tokens of each latent frame, once per actor."""
+    """Prepares the queries of injector `number`, which follows: the tokens of each latent frame, once per actor."""
 
-    def __init__(self, dim: int) -> None:
+    cold: ClassVar = {"voice": ["norm.linear"]}
+
+    def __init__(self, number: int, dim: int) -> None:
         super().__init__()
+        self.number = number
         self.norm = AdaLayerNorm(dim)
 
     def forward(self, state: CellState) -> CellState:
         assert state.tone is not None
+        actors, made = len(state.tone), state.sound
+        modulation = self._modulation(state.tone) if made is None else made.take("modulation", self.number)
         state.query = []
         for part in state.segments:
-            tone = state.tone[:, part.frames]
-            x = part.by_frame(state.hidden).flatten(0, 1).repeat(len(tone), 1, 1)
-            state.query.append(self.norm(x, tone.flatten(0, 1).to(x.dtype)))
+            x = part.by_frame(state.hidden).flatten(0, 1).repeat(actors, 1, 1)
+            state.query.append(self.norm(x, part.rows(modulation, actors)))
         return state
+
+    def prepare(self, made: Prepared) -> None:
+        made.keep("modulation", self._modulation(made.take("tone")), self.number)
+
+    def _modulation(self, tone: Float[Tensor, "a f d"]) -> Float[Tensor, "frames twice_d"]:
+        return self.norm.modulation(tone.flatten(0, 1))
 
 
 class Injector(VoiceUnit):
     """Adds to each latent frame what its tokens hear; actors act where their mask lets them, and are summed."""
 
-    def __init__(self, dim: int, heads: int, eps: float) -> None:
+    cold: ClassVar = {"voice": [f"attention.{module}" for module in CrossAttention.cold]}
+
+    def __init__(self, number: int, dim: int, heads: int, eps: float) -> None:
         super().__init__()
+        self.number = number
         self.attention = CrossAttention(dim, heads, eps)
 
     def forward(self, state: CellState) -> CellState:
         assert state.voice is not None
         assert state.query is not None
-        x, masks = state.hidden, state.cell.masks
+        pair = self._pair(state.voice) if state.sound is None else state.sound.pair(self.number)
+        x, masks, actors = state.hidden, state.cell.masks, len(state.voice)
         if masks is not None:
             masks = masks.flatten(1)[:, state.share.own]
-        heard = [self._heard(state, *each, masks) for each in zip(state.segments, state.query, strict=True)]
+        parts = zip(state.segments, state.query, strict=True)
+        heard = [self._heard(part, query, pair, actors, masks) for part, query in parts]
         state.x = x + (heard[0] if len(heard) == 1 else torch.cat(heard)).unsqueeze(0)
         state.query = None
         return state
 
-    def _heard(self, state: CellState, part: Segment, query: Tensor, masks: Tensor | None) -> Float[Tensor, "tokens d"]:
+    def _heard(
+        self, part: Segment, query: Tensor, pair: tuple[Tensor, Tensor], actors: int, masks: Tensor | None
+    ) -> Float[Tensor, "tokens d"]:
         """What the tokens of a segment hear, all actors together."""
-        assert state.voice is not None
-        voice = state.voice[:, part.frames]
-        heard = self.attention(query, voice.flatten(0, 1).to(query.dtype)).unflatten(0, voice.shape[:2])
+        keys, values = (part.rows(each, actors) for each in pair)
+        heard = self.attention(query, (keys, values)).unflatten(0, (actors, -1))
         if masks is not None:
             heard = heard * part.by_frame(masks).unsqueeze(-1).to(heard.dtype)
         heard = heard.sum(0) if heard.shape[0] > 1 or masks is not None else heard[0]
         return heard.flatten(0, 1)
+
+    def prepare(self, made: Prepared) -> None:
+        made.keep_pair(self.number, self._pair(made.take("voice")))
+
+    def _pair(self, voice: Float[Tensor, "a f five d"]) -> tuple[Tensor, Tensor]:
+        """Keys and values of the voices, one row a latent frame of an actor."""
+        return self.attention.pair(voice.flatten(0, 1).to(self.attention.k.weight.dtype))

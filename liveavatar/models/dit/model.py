@@ -2,13 +2,13 @@
 
 Notable: the model never learns where its weights rest. Before a pass it announces the units of the pass to `residency`,
 and enters each unit through it; a strategy may bring the weights in and let them go. A unit serves all states of a pass
-before the next unit is entered, so that one arrival of its weights can serve several cells.
+before the next unit is entered, so that one arrival of its weights can serve several cells. What of a unit sees no
+video token is a part of its own: `prepare` is a pass over such parts.
 """
 
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,32 +19,23 @@ from liveavatar.models.dit.audio import STREAMS, AdaIn, AudioEncoder, Injector
 from liveavatar.models.dit.block import Block
 from liveavatar.models.dit.cache import CacheShape
 from liveavatar.models.dit.context import FramePacker, Grid, tokens
+from liveavatar.models.dit.prepared import Prepared, PreparedPrompt, PreparedSteps, PreparedVoice
+from liveavatar.models.dit.residency import Part, Residency, Resident
 from liveavatar.models.dit.spread import Alone, Spread
 from liveavatar.models.dit.state import CellInput, CellState, SinkInput, Unit, parameters_dtype
 from liveavatar.ops.embed import linear_float32, modulate, plain_norm, sinusoid, unpatchify
 
-
-@runtime_checkable
-class Residency(Protocol):
-    """Where units' weights are: `begin` names the units of the coming pass in order, `hold` lends one of them."""
-
-    def begin(self, names: Sequence[str]) -> None: ...
-
-    def hold(self, name: str) -> AbstractContextManager[object]: ...
-
-
-class Resident:
-    """Weights that are simply there."""
-
-    def begin(self, names: Sequence[str]) -> None:
-        pass
-
-    def hold(self, name: str) -> AbstractContextManager[object]:
-        return nullcontext()
+__all__ = ["AvatarDiT", "Embed", "Head", "Residency", "Resident"]
 
 
 class Embed(Unit):
     """Inputs to tokens: patches, pose, reference and motion; timestep, text and voice to what the blocks need."""
+
+    cold: ClassVar = {
+        "steps": ["time_embedding", "time_projection"],
+        "prompt": ["text_embedding"],
+        "voice": ["audio_encoder"],
+    }
 
     def __init__(
         self,
@@ -80,18 +71,43 @@ class Embed(Unit):
 
     def forward(self, state: CellState) -> CellState:
         inputs = state.inputs
-        store = self.patch_embedding.weight.dtype
         if isinstance(inputs, SinkInput):
-            state.x, timestep = self._condition_tokens(inputs), 0.0
+            state.x = self._condition_tokens(inputs)
         else:
-            state.x, timestep = self._noisy_tokens(inputs), inputs.timestep
-            state.voice, state.tone = self.audio_encoder(inputs.audio, inputs.latents.shape[2])
+            state.x = self._noisy_tokens(inputs)
+            if state.voice is None:
+                state.voice, state.tone = self.audio_encoder(inputs.audio, inputs.latents.shape[2])
         state.x = state.x[:, state.share.own]
-        time, projected = self.embed_time(torch.tensor([timestep], dtype=torch.float32, device=state.x.device))
-        state.time, state.modulation = time.unsqueeze(0), projected.unsqueeze(0)
-        missing = self.text_len - inputs.text.shape[1]
-        state.text = self.text_embedding(F.pad(inputs.text.to(store), (0, 0, 0, missing)))
+        if state.time is None:
+            state.time, state.modulation = self._row(inputs.timestep)
+        if state.text is None:
+            state.text = self._words(inputs.text)
         return state
+
+    def prepare(self, made: Prepared) -> None:
+        if isinstance(made, PreparedSteps):
+            for number, timestep in enumerate(made.timesteps):
+                time, modulation = self._row(timestep)
+                made.keep("time", time, number)
+                made.keep("modulation", modulation, number)
+        elif isinstance(made, PreparedPrompt):
+            made.keep("text", self._words(made.source))
+        elif isinstance(made, PreparedVoice):
+            assert made.source is not None
+            voice, tone = self.audio_encoder(made.source, made.frames)
+            made.keep("voice", voice)
+            made.keep("tone", tone)
+
+    def _row(self, timestep: float) -> tuple[Tensor, Tensor]:
+        """Time embedding [1, 1, d] and its projection [1, 1, 6, d]: of all tokens alike."""
+        device = self.time_projection.weight.device
+        time, projected = self.embed_time(torch.tensor([timestep], dtype=torch.float32, device=device))
+        return time.unsqueeze(0), projected.unsqueeze(0)
+
+    def _words(self, text: Float[Tensor, "b words text_dim"]) -> Float[Tensor, "b padded d"]:
+        """The prompt, padded before it is embedded: all of it is attended."""
+        missing = self.text_len - text.shape[1]
+        return self.text_embedding(F.pad(text.to(parameters_dtype(self.text_embedding)), (0, 0, 0, missing)))
 
     def _noisy_tokens(self, cell: CellInput) -> Tensor:
         store = self.patch_embedding.weight.dtype
@@ -134,7 +150,9 @@ class AvatarDiT(nn.Module):
     """The causal speech-to-video transformer of Wan2.2-S2V with LiveAvatar's per-step caches.
 
     Keywords carry the names of the published `config.json`. Weights may be built on `meta`; a strategy brings them to
-    life. Raises ValueError for sizes that cannot work.
+    life. With `hoist`, conditioning is prepared ahead of the cells, the voices of so many blocks in one pass, by parts
+    that move by themselves; a strategy that lends weights inside a unit's own forward only sets it to 0. Raises
+    ValueError for sizes that cannot work.
     """
 
     def __init__(
@@ -188,12 +206,13 @@ class AvatarDiT(nn.Module):
             eps,
         )
         self.blocks = nn.ModuleList(Block(i, dim, ffn_dim, num_heads, eps) for i in range(num_layers))
-        self.adain = nn.ModuleList(AdaIn(dim) for _ in audio_inject_layers)
-        self.injectors = nn.ModuleList(Injector(dim, num_heads, eps) for _ in audio_inject_layers)
+        self.adain = nn.ModuleList(AdaIn(j, dim) for j in range(len(audio_inject_layers)))
+        self.injectors = nn.ModuleList(Injector(j, dim, num_heads, eps) for j in range(len(audio_inject_layers)))
         self.head = Head(dim, out_dim, eps)
         self.residency: Residency = Resident()
         self.spread: Spread = Alone()
         self.stage = range(num_layers)
+        self.hoist = 1
 
     @property
     def head_dim(self) -> int:
@@ -219,6 +238,23 @@ class AvatarDiT(nn.Module):
         units = {name: self.get_submodule(name) for name in names}
         return {name: unit for name, unit in units.items() if isinstance(unit, Unit)}
 
+    def parts(self) -> dict[str, Part]:
+        """What moves by itself, by the name under which `residency` is asked for it: units or, where the model hoists,
+        their hot parts and the parts that prepare conditioning."""
+        if not self.hoist:
+            return {
+                name: Part(unit, tuple(p for p, _ in unit.named_parameters())) for name, unit in self.units().items()
+            }
+        found = {}
+        for name, unit in self.units().items():
+            found[name] = Part(unit, unit.part())
+            found |= {f"{name}/{kind}": Part(unit, unit.part(kind)) for kind in unit.cold}
+        return {name: part for name, part in found.items() if part.names}
+
+    def preparing(self, kinds: Iterable[str]) -> list[str]:
+        """The parts that prepare conditioning of these kinds, in order."""
+        return [f"{name}/{kind}" for kind in kinds for name, unit in self.units().items() if kind in unit.cold]
+
     def cache_shape(self, grid: Grid, frames: int = 12) -> CacheShape:
         """Sizes of one stream's caches on that grid, as held here; `frames` is the window in latent frames."""
         return CacheShape(
@@ -231,15 +267,30 @@ class AvatarDiT(nn.Module):
             first_layer=self.stage.start,
         )
 
-    def forward(self, states: Sequence[CellState]) -> list[CellState]:
+    def prepare(self, made: Sequence[Prepared], then: Sequence[str] | None = None) -> None:
+        """Make conditioning ready, each part of a unit serving all that it has a share in before the next is entered.
+
+        A stage without `embed` needs text, voice and tone given. `then` as in `Residency.begin`.
+        """
+        names, units = self.preparing(dict.fromkeys(one.kind for one in made)), self.units()
+        self.residency.begin(names, then)
+        for name in names:
+            unit, _, kind = name.partition("/")
+            with self.residency.hold(name):
+                for one in made:
+                    if one.kind == kind:
+                        units[unit].prepare(one)
+
+    def forward(self, states: Sequence[CellState], then: Sequence[str] | None = None) -> list[CellState]:
         """One pass over the units, each serving every state in the given order.
 
         Cells that share a pass must not depend on one another (see `sampling.lattice`). The velocity of a cell is in
-        `output` afterwards; a sink prefill leaves its keys and values in the sink cache.
+        `output` afterwards; a sink prefill leaves its keys and values in the sink cache. `then` as in
+        `Residency.begin`.
         """
         units = self.units()
         needed = [name for name, unit in units.items() if any(unit.serves(s) for s in states)]
-        self.residency.begin(needed)
+        self.residency.begin(needed, then)
         for state in states:
             state.share = self.spread.share(state.tokens)
         passed = list(states)

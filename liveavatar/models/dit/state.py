@@ -1,6 +1,8 @@
 """What travels through the units: the inputs of one cell (or of a sink prefill) and the state that units pass on."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 
 from liveavatar.models.dit.cache import CacheView
 from liveavatar.models.dit.context import Grid
+from liveavatar.models.dit.prepared import Prepared, PreparedPrompt, PreparedVoice
 from liveavatar.models.dit.spread import Segment, Share, Whole, segments
 
 
@@ -35,12 +38,17 @@ class SinkInput:
     motion: Float[Tensor, "b 16 m h w"]
     text: Float[Tensor, "b words text_dim"]
 
+    @property
+    def timestep(self) -> float:
+        return 0.0
+
 
 @dataclass
 class CellState:
     """The state that each unit maps to its successor.
 
-    `embed` fills everything below `cache`; blocks and injectors replace `x`; `head` leaves the velocity in `output`.
+    `embed` fills `x` and those below it that are not there yet; blocks and injectors replace `x`; `head` leaves the
+    velocity in `output`. With `prompt` and `sound`, keys and values are taken from there instead of being made anew.
     `x` and `query` hold the tokens of this rank's `share`.
     """
 
@@ -54,6 +62,8 @@ class CellState:
     tone: Tensor | None = None  # [a, f, d], drives AdaIN
     query: list[Tensor] | None = None  # [a * f, n, d] per segment, from an AdaIN layer to its injector
     output: Tensor | None = None  # [b, 16, f, h, w], the velocity
+    prompt: PreparedPrompt | None = None
+    sound: PreparedVoice | None = None
     share: Share = field(default_factory=Whole)
 
     @property
@@ -87,7 +97,26 @@ class CellState:
 
 
 class Unit(nn.Module):
-    """A part of the DiT whose weights live and move together."""
+    """A part of the DiT whose weights live and move together.
+
+    `cold` names the modules of a unit that see no video token, by the kind of conditioning that they prepare: they may
+    move apart from the rest, the hot part, and stay out of the hot loop.
+    """
+
+    cold: ClassVar[Mapping[str, Sequence[str]]] = {}
+
+    def part(self, kind: str | None = None) -> tuple[str, ...]:
+        """The parameters that prepare conditioning of that kind, by name; without one, those of the hot part."""
+        prefixes = {kind: tuple(f"{module}." for module in modules) for kind, modules in self.cold.items()}
+        found = []
+        for name, _ in self.named_parameters():
+            if kind == next((k for k, prefix in prefixes.items() if name.startswith(prefix)), None):
+                found.append(name)
+        return tuple(found)
+
+    def prepare(self, made: Prepared) -> None:
+        """Add this unit's share to a piece of conditioning."""
+        raise NotImplementedError
 
     def serves(self, state: CellState) -> bool:
         """Whether this unit has work for that state; a unit without work in a pass is never brought in."""

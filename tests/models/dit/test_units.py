@@ -20,10 +20,12 @@ class Recorder:
     def __init__(self) -> None:
         self.passes: list[list[str]] = []
         self.held: list[list[str]] = []
+        self.announced: list[list[str] | None] = []
 
-    def begin(self, names: Sequence[str]) -> None:
+    def begin(self, names: Sequence[str], then: Sequence[str] | None = None) -> None:
         self.passes.append(list(names))
         self.held.append([])
+        self.announced.append(None if then is None else list(then))
 
     @contextmanager
     def hold(self, name: str) -> Iterator[None]:
