@@ -85,11 +85,11 @@ class WholeLattice:
     """
 
     name: str
-    hoists = True
     world_size: int
     max_devices: int
     traffic: Traffic
     _timeout: timedelta | None
+    hoists = True
     ulysses_size = 1
     _lines: Exchange | None = None
 

@@ -170,7 +170,7 @@ def test_a_video_of_shared_pictures_shows_what_one_device_shows(tmp_path: Path) 
 
 
 def test_a_degree_that_does_not_divide_the_heads_is_told_those_that_do(tmp_path: Path) -> None:
-    options = ("+strategy=replicated", "fabric.devices=3", "parallel.ulysses_size=3", "output.dir=run")
+    options = ("+strategy=replicated", "parallel.ulysses_size=3", "output.dir=run")
     command = [sys.executable, "-m", "liveavatar.infer", *TINY, *options]
     done = subprocess.run(
         command, cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, timeout=120, check=False

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from liveavatar.media.video import probe
 from tests.strategies.launch import clean_environment
@@ -34,18 +35,35 @@ def children_of(parent: int) -> list[int]:
     return sorted(found)
 
 
-def test_a_killed_rank_ends_the_others_and_leaves_a_playable_video(tmp_path: Path) -> None:
+SHARED = ("+strategy=replicated", "fabric.devices=2", "parallel.ulysses_size=2", "parallel.decode=split")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "others", "said"),
+    [
+        (
+            ("+strategy=diagonal_pipeline", "fabric.devices=3"),
+            2,
+            r"rank [12] \(steps 0-3 × layer \d\) has ended or is too late \(.* of block \d+, step \d\)",
+        ),
+        (SHARED, 1, r"rank 0 waited in vain for another of ranks 0-1, which share its work: it has ended"),
+    ],
+    ids=["diagonal_pipeline", "shared_cells"],
+)
+def test_a_killed_rank_ends_the_others_and_leaves_a_playable_video(
+    tmp_path: Path, strategy: tuple[str, ...], others: int, said: str
+) -> None:
     asked = [word for word in ASKED if not word.startswith(("sink", "request", "rollout"))]
-    options = ["+strategy=diagonal_pipeline", "fabric.devices=3", "output.dir=run", "request.size=64*64"]
+    options = [*strategy, "output.dir=run", "request.size=64*64"]
     command = [sys.executable, "-m", "liveavatar.infer", *asked, *options, f"request.audio={_long_voice(tmp_path)}"]
     environment = clean_environment()
-    with (tmp_path / "said").open("w") as said:
-        run = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=said, stderr=said)
+    with (tmp_path / "said").open("w") as file:
+        run = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=file, stderr=file)
         try:
             video = tmp_path / "run" / "avatar.mp4"
             _until(lambda: video.is_file() and _frames(video) >= 12, run, 120)
             workers = children_of(run.pid)
-            assert len(workers) == 2
+            assert len(workers) == others
             began = time.monotonic()
             os.kill(workers[-1], signal.SIGKILL)
             code = run.wait(SOON_S)
@@ -57,7 +75,6 @@ def test_a_killed_rank_ends_the_others_and_leaves_a_playable_video(tmp_path: Pat
             run.wait(10)
     text = (tmp_path / "said").read_text()
     assert code == 1, text[-3000:]
-    said = r"rank [12] \(steps 0-3 × layer \d\) has ended or is too late \(.* of block \d+, step \d\)"
     assert re.search(said, text), text[-3000:]
     assert "Traceback" not in text, text[-3000:]
     assert _frames(video) >= 12

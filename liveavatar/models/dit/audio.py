@@ -115,14 +115,12 @@ class AdaIn(VoiceUnit):
 
     def forward(self, state: CellState) -> CellState:
         assert state.tone is not None
-        actors, frames, _ = state.tone.shape
-        made = state.sound
+        actors, made = len(state.tone), state.sound
         modulation = self._modulation(state.tone) if made is None else made.take("modulation", self.number)
-        modulation = modulation.unflatten(0, (actors, frames))
         state.query = []
         for part in state.segments:
             x = part.by_frame(state.hidden).flatten(0, 1).repeat(actors, 1, 1)
-            state.query.append(self.norm(x, modulation[:, part.frames].flatten(0, 1)))
+            state.query.append(self.norm(x, part.rows(modulation, actors)))
         return state
 
     def prepare(self, made: Prepared) -> None:
@@ -145,16 +143,26 @@ class Injector(VoiceUnit):
     def forward(self, state: CellState) -> CellState:
         assert state.voice is not None
         assert state.query is not None
-        x, masks = state.hidden, state.cell.masks
         pair = self._pair(state.voice) if state.sound is None else state.sound.pair(self.number)
-        keys, values = (one.unflatten(0, state.voice.shape[:2]) for one in pair)
+        x, masks, actors = state.hidden, state.cell.masks, len(state.voice)
         if masks is not None:
             masks = masks.flatten(1)[:, state.share.own]
         parts = zip(state.segments, state.query, strict=True)
-        heard = [self._heard(part, query, (keys, values), masks) for part, query in parts]
+        heard = [self._heard(part, query, pair, actors, masks) for part, query in parts]
         state.x = x + (heard[0] if len(heard) == 1 else torch.cat(heard)).unsqueeze(0)
         state.query = None
         return state
+
+    def _heard(
+        self, part: Segment, query: Tensor, pair: tuple[Tensor, Tensor], actors: int, masks: Tensor | None
+    ) -> Float[Tensor, "tokens d"]:
+        """What the tokens of a segment hear, all actors together."""
+        keys, values = (part.rows(each, actors) for each in pair)
+        heard = self.attention(query, (keys, values)).unflatten(0, (actors, -1))
+        if masks is not None:
+            heard = heard * part.by_frame(masks).unsqueeze(-1).to(heard.dtype)
+        heard = heard.sum(0) if heard.shape[0] > 1 or masks is not None else heard[0]
+        return heard.flatten(0, 1)
 
     def prepare(self, made: Prepared) -> None:
         made.keep_pair(self.number, self._pair(made.take("voice")))
@@ -162,14 +170,3 @@ class Injector(VoiceUnit):
     def _pair(self, voice: Float[Tensor, "a f five d"]) -> tuple[Tensor, Tensor]:
         """Keys and values of the voices, one row a latent frame of an actor."""
         return self.attention.pair(voice.flatten(0, 1).to(self.attention.k.weight.dtype))
-
-    def _heard(
-        self, part: Segment, query: Tensor, pair: tuple[Tensor, Tensor], masks: Tensor | None
-    ) -> Float[Tensor, "tokens d"]:
-        """What the tokens of a segment hear, all actors together."""
-        keys, values = (one[:, part.frames] for one in pair)
-        heard = self.attention(query, (keys.flatten(0, 1), values.flatten(0, 1))).unflatten(0, keys.shape[:2])
-        if masks is not None:
-            heard = heard * part.by_frame(masks).unsqueeze(-1).to(heard.dtype)
-        heard = heard.sum(0) if heard.shape[0] > 1 or masks is not None else heard[0]
-        return heard.flatten(0, 1)

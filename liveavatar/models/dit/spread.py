@@ -92,6 +92,10 @@ class Segment:
         """These tokens of `x`, frame by frame: a view."""
         return x[:, self.tokens].unflatten(1, (self.count, -1))
 
+    def rows(self, x: Float[Tensor, "rows *d"], actors: int) -> Float[Tensor, "chosen *d"]:
+        """Of rows by actor and latent frame, those of its frames."""
+        return x.unflatten(0, (actors, -1))[:, self.frames].flatten(0, 1)
+
 
 def segments(own: slice, frame_tokens: int) -> list[Segment]:
     """Own tokens in up to three segments: the rest of a frame, whole frames, the beginning of another."""
