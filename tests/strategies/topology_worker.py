@@ -91,6 +91,7 @@ class RoomBook:
 def run(case: Topology, folder: Path) -> None:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     strategy, model = launched(case.make(), world), case.model()
+    model.hoist = int(model.hoist and strategy.hoists)
     strategy.arrange(model, case.steps, case.decode)
     strategy.place(model, RandomWeights(0), case.storage)
     own = model.residency
