@@ -35,7 +35,8 @@ RUNS = [
 PIPELINES = [run for run in RUNS if run.values[1].is_pipeline]
 SENDING = [run for run in PIPELINES if run.values[0] > 1 and run.values[1].blocks == BLOCKS]
 PLACED = [run for run in PIPELINES if run.values[1].source == "device"]
-STREAMED = [run for run in PIPELINES if run.values[1].source != "device"]
+STREAMED = [run for run in PIPELINES if run.values[1].source == "peers" or run.values[1].plainly_streamed]
+"""Whose passes all bring in the same units: parts that prepare conditioning are counted in `test_hoist`."""
 FSDP2 = [run for run in RUNS if run.values[1].strategy in ("fsdp_full", "hsdp_offload")]
 
 DIM, TOKENS, SINK_TOKENS, WORDS = 32, 3 * 8 * 4, 80, 24

@@ -55,6 +55,10 @@ class Topology:
         return self.options.get("source", "device")
 
     @property
+    def plainly_streamed(self) -> bool:
+        return self.source != "device" and not self.hoist
+
+    @property
     def is_pipeline(self) -> bool:
         return self.strategy in (DiagonalPipeline.name, TimestepPipeline.name)
 
@@ -117,7 +121,7 @@ TOPOLOGIES: dict[int, tuple[Topology, ...]] = {
         timestep(steps=1),
         timestep(PEERS),
         diagonal(**TWO_VOICES),
-        diagonal(KV | {"debug": True}, in_flight=4),
+        diagonal(KV | {"debug": True}, in_flight=4, hoist=False),
         full(),
         full(wrap="reference"),
         hybrid(),
@@ -137,8 +141,8 @@ TOPOLOGIES: dict[int, tuple[Topology, ...]] = {
         diagonal(dtype="bfloat16"),
         diagonal(blocks=1),
         diagonal(blocks=3),
-        diagonal(KV | {"resident": 1}, **THREE),
-        diagonal(DISK | {"debug": True}, in_flight=4, **LATE),
+        diagonal(KV | {"resident": 1}, hoist=False, **THREE),
+        diagonal(DISK | {"debug": True}, in_flight=4, hoist=False, **LATE),
         diagonal({"decode_cost": 3.0}),
         timestep(HOST | {"slots": 3}, **RANK),
         timestep(PEERS, actors=2, **LATE),
@@ -167,7 +171,7 @@ TOPOLOGIES: dict[int, tuple[Topology, ...]] = {
         diagonal(**TWO_VOICES, **LATE),
         diagonal(**SIX, **RANK),
         diagonal(MIXED, **LATE),
-        diagonal(HOST | GRID, **RANK),
+        diagonal(HOST | GRID, hoist=False, **RANK),
         timestep(PEERS, **LATE),
         timestep(PEERS | {"resident": 1, "debug": True}, **THREE, **RANK, **LATE),
         timestep(HOST | MIXED, in_flight=2),
@@ -186,7 +190,7 @@ TOPOLOGIES: dict[int, tuple[Topology, ...]] = {
         diagonal(GRID | PEERS, actors=2, **LATE),
         timestep(PEERS, **LATE),
         timestep(PEERS | {"slots": 3}, dtype="bfloat16", **RANK),
-        timestep(KV, **THREE),
+        timestep(KV, hoist=False, **THREE),
         full(THREE, wrap="reference"),
         full(prefetch=2),
         hybrid(THREE, shard_size=2),
