@@ -55,6 +55,26 @@ def compose(name: str = "infer", overrides: Sequence[str] = ()) -> DictConfig:
         return hydra_compose(name, overrides=quoted(overrides))
 
 
+def literal(text: str) -> str:
+    """Text as a value of a configuration that means itself: `${` in it is no reference."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+
+
+def kept(cfg: DictConfig) -> str:
+    """A configuration as YAML, resolved, so that reading it again gives the same values (`config.yaml` of a run)."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(_literal(OmegaConf.to_container(cfg, resolve=True))))
+
+
+def _literal(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _literal(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_literal(inner) for inner in value]
+    return literal(value) if isinstance(value, str) else value
+
+
 def make(node: Any, key: str) -> Any:
     """Instantiate the node `key` of a configuration, with plain lists and numbers for its constructor.
 
