@@ -11,6 +11,7 @@ import torch
 from lightning.fabric import Fabric
 from omegaconf import DictConfig
 
+from liveavatar.config import started_by_slurm, tasks_per_node
 from liveavatar.media.image import parse_area
 from liveavatar.types import AvatarRequest
 
@@ -64,6 +65,37 @@ def make_request(cfg: DictConfig) -> AvatarRequest:
     )
 
 
+def first_rank() -> bool:
+    """Whether this process speaks for all: known before they meet, from what Fabric, torchrun or Slurm has set."""
+    if "RANK" in os.environ:
+        return os.environ["RANK"] == "0"
+    if started_by_slurm():
+        return os.environ["SLURM_PROCID"] == "0"
+    node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
+    return (node, os.environ.get("LOCAL_RANK", "0")) == ("0", "0")
+
+
+def ranks_compute(cfg: DictConfig, strategy: Any) -> str:
+    """What each rank computes: `same`, all of them one request, or `requests`, each one of its own.
+
+    Raises ValueError for what the strategy cannot do, or where there is but one request.
+    """
+    asked, known = cfg.parallel.ranks, strategy.computes
+    if asked not in (None, "same", "requests"):
+        raise ValueError(f"parallel.ranks={asked!r} is unknown; write same or requests, or null for what fits")
+    if asked is not None and asked not in known:
+        instead = "leave it out" if asked == "requests" else "leave it out, or choose another strategy"
+        raise ValueError(f"parallel.ranks={asked}, but strategy {strategy.name} knows only {known[0]}: {instead}")
+    if cfg.requests is not None:
+        return asked or known[0]
+    if asked == "requests" or ("same" not in known and cfg.fabric.devices != 1):
+        raise ValueError(
+            f"strategy {strategy.name} with parallel.ranks=requests gives each rank a request of its own, and there is "
+            "one request: name a list, as in requests=list.jsonl, or choose +strategy=fsdp_stream"
+        )
+    return "same"
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -95,9 +127,41 @@ def make_fabric(cfg: DictConfig, strategy: Any) -> Fabric:
             f"fabric.devices={devices}, but strategy {strategy.name} uses {strategy.max_devices}: "
             "add +strategy=fsdp_stream to divide the weights among them"
         )
+    nodes = node_count(cfg)
+    if nodes > 1 and strategy.max_devices == 1:
+        raise ValueError(
+            f"fabric.num_nodes={nodes}, but strategy {strategy.name} uses one device: add +strategy=fsdp_stream to "
+            "divide the weights among them"
+        )
     strategy.settle(accelerator)
-    nodes = max(1, int(os.environ.get("WORLD_SIZE", devices)) // devices) if "LOCAL_WORLD_SIZE" in os.environ else 1
     return Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, strategy=strategy)
+
+
+def node_count(cfg: DictConfig) -> int:
+    """Machines of this run: `fabric.num_nodes`, or what torchrun or Slurm has set.
+
+    Raises ValueError where the two differ, or the processes do not divide evenly among the machines.
+    """
+    asked, devices = cfg.fabric.num_nodes, cfg.fabric.devices
+    if asked is not None and (isinstance(asked, bool) or not isinstance(asked, int) or asked < 1):
+        raise ValueError(f"fabric.num_nodes={asked!r} must be a whole number from 1, or null for what started this run")
+    if "LOCAL_WORLD_SIZE" in os.environ and "WORLD_SIZE" in os.environ:
+        starter, world, here = "torchrun", int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    elif started_by_slurm():
+        starter, world, here = "Slurm", int(os.environ["SLURM_NTASKS"]), tasks_per_node()
+    else:
+        return asked or 1
+    if devices != here or world % here:
+        raise ValueError(
+            f"fabric.devices={devices}, but {starter} has started {here} processes on this machine and {world} in all: "
+            "leave fabric.devices out, and start as many on every machine"
+        )
+    if asked is not None and asked != world // here:
+        raise ValueError(
+            f"fabric.num_nodes={asked}, but {starter} has started {world} processes, {here} to a machine, which makes "
+            f"{world // here}: leave fabric.num_nodes out"
+        )
+    return world // here
 
 
 def thread_count(cfg: DictConfig) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Set
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -37,7 +38,11 @@ class Traffic:
 
 
 class Strategy(Protocol):
-    """The part of a strategy that the rest of the library uses."""
+    """The part of a strategy that the rest of the library uses.
+
+    `computes` says what its ranks may compute, the best first: `same`, one request together, or `requests`, each one of
+    its own. `collect` waits for all ranks and tells each what all say; `watched` names a rank that is lost.
+    """
 
     @property
     def device(self) -> torch.device: ...
@@ -61,16 +66,29 @@ class Strategy(Protocol):
 
     def summary(self) -> str: ...
 
+    @property
+    def computes(self) -> tuple[str, ...]: ...
+
+    def take_requests(self, dit: AvatarDiT) -> None: ...
+
+    def linger(self, dit: AvatarDiT) -> None: ...
+
+    def collect(self, value: Any) -> list[Any]: ...
+
+    def watched(self) -> AbstractContextManager[object]: ...
+
     def release(self) -> None: ...
 
 
 class WholeLattice:
     """What strategies share whose ranks each compute every cell: they cut neither steps nor layers.
 
-    Raises ValueError for a decode rank: there is none to spare.
+    What they compute is the same request, or each one of its own. Raises ValueError for a decode rank: there is none
+    to spare.
     """
 
     name: str
+    computes: tuple[str, ...] = ("requests", "same")
 
     def arrange(self, dit: AvatarDiT, steps: int, decode: str) -> None:
         if decode != "inline":

@@ -20,6 +20,7 @@ from liveavatar.checkpoint.read import TensorSource
 from liveavatar.checkpoint.slab import allocate
 from liveavatar.models.dit.model import AvatarDiT
 from liveavatar.strategies.base import WholeLattice
+from liveavatar.strategies.lockstep import LockStep, UnitGathers
 from liveavatar.strategies.ranks import RankStrategy
 
 WRAPS = ("units", "reference")
@@ -83,7 +84,8 @@ class FsdpFull(WholeLattice, RankStrategy):
 
     def place(self, dit: AvatarDiT, source: TensorSource, dtype: torch.dtype) -> None:
         dit.to(dtype)  # all is on meta
-        wrapped = shard(dit, self.mesh(), self.wrap, self.reshard_after_forward, self.prefetch, **self.policies())
+        self._mesh = self.mesh()
+        wrapped = shard(dit, self._mesh, self.wrap, self.reshard_after_forward, self.prefetch, **self.policies())
         held = fill_shards(dit, source, self.rest)
         if self.offloads:
             self.traffic.parked = held
@@ -94,12 +96,23 @@ class FsdpFull(WholeLattice, RankStrategy):
                 assert isinstance(unit, FSDPModule)
                 unit.set_reshard_after_forward(False)
 
+    def take_requests(self, dit: AvatarDiT) -> None:
+        super().take_requests(dit)
+        if self._mesh["shard"].size() > 1:
+            keep = self.unshard == "whole" or not self.reshard_after_forward
+            gathers = UnitGathers(dit.units(), self.prefetch, keep)
+            dit.residency = LockStep(gathers, list(dit.units()), self.device, self._mesh.get_group("shard"))
+
+    def linger(self, dit: AvatarDiT) -> None:
+        if isinstance(dit.residency, LockStep):
+            dit.residency.linger(lambda: dit([]))
+
     def summary(self) -> str:
         shards = (self.traffic.held or self.traffic.parked) / 1e6
         where = "in host memory" if self.traffic.parked else "on each rank"
         return (
             f"{self.name} on {self.world_size} × {self.device.type}: {shards:.1f} MB of shards {where}, "
-            f"wrap={self.wrap}, unshard={self.unshard}; every rank computes the same request"
+            f"wrap={self.wrap}, unshard={self.unshard}; {self.division}"
         )
 
     def release(self) -> None:

@@ -37,6 +37,7 @@ class Pipeline(RankStrategy):
 
     name: str
     cells_in_flight = None
+    computes = ("same",)
     table_of: Callable[..., StageTable]
 
     def __init__(self, timeout_s: float = 120.0) -> None:
@@ -46,6 +47,9 @@ class Pipeline(RankStrategy):
     @property
     def is_output_rank(self) -> bool:
         return self.is_global_zero
+
+    def role(self, rank: int) -> str:
+        return "" if self.table is None else str(self.table.stages[rank])
 
     def arrange(self, dit: AvatarDiT, steps: int, decode: str) -> None:
         """Divide the work before any weight is read. Raises ValueError for a division that cannot work."""

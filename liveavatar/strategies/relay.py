@@ -33,7 +33,7 @@ class RankRelay:
         self._text: Tensor | None = None
         for rank in range(len(self.table.stages)):
             if rank != self.rank and next(self._expected(rank, course_of_two(course)), None) is not None:
-                self._inboxes[rank] = Inbox(wire, rank, self._peer(rank), self._expected(rank, course), self.traffic)
+                self._inboxes[rank] = Inbox(wire, rank, self._expected(rank, course), self.traffic)
 
     def rounds(self) -> Iterator[Round]:
         """This rank's cells, one a round, in the order of the pipeline's ticks."""
@@ -104,11 +104,8 @@ class RankRelay:
 
     def _outbox(self, rank: int) -> Outbox:
         if rank not in self._outboxes:
-            self._outboxes[rank] = Outbox(self.wire, rank, self._peer(rank), self.traffic)
+            self._outboxes[rank] = Outbox(self.wire, rank, self.traffic)
         return self._outboxes[rank]
-
-    def _peer(self, rank: int) -> str:
-        return f"rank {rank} ({self.table.stages[rank]})"
 
     def _ends(self, step: int) -> tuple[int, int]:
         """The ranks that need a step's latents: the first embeds them, the last moves them along."""

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,11 +17,17 @@ from torch import Tensor
 from liveavatar.checkpoint.read import TensorSource
 from liveavatar.checkpoint.slab import SlabLayout, allocate
 from liveavatar.strategies.base import Traffic
+from liveavatar.strategies.faults import naming
 from liveavatar.strategies.ring import Wait
 
 
 def _arrived() -> None:
     """The wait of a copy that was over when it returned, or that is ordered by its stream."""
+
+
+def _wait_for(name: str, work: dist.Work) -> None:
+    with naming(f"unit {name}"):
+        work.wait()
 
 
 class PeerShards:
@@ -40,10 +47,11 @@ class PeerShards:
 
     def __call__(self, name: str, slot: Tensor) -> Wait:
         shard = self.shards[name]
-        work = dist.all_gather_into_tensor(slot, shard, async_op=True)
+        with naming(f"unit {name}"):
+            work = dist.all_gather_into_tensor(slot, shard, async_op=True)
         self.traffic.received += slot.nbytes - shard.nbytes
         self.traffic.fetches += 1
-        return work.wait if work is not None else _arrived
+        return partial(_wait_for, name, work) if work is not None else _arrived
 
     def close(self) -> None:
         self.shards.clear()

@@ -1,7 +1,7 @@
 """Streaming unshard: each unit is brought in just before it computes and let go right after.
 
 The bound on top of the shards is `slots` units, whatever the world size: no copies in or out, no root unit that stays
-gathered. What the ranks of a shard group compute is the same request on every rank; the output rank shows it.
+gathered. The ranks of a shard group compute the same request, which the output rank shows, or each one of its own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from liveavatar.checkpoint.slab import SlabLayout, vacate
 from liveavatar.models.dit.cache import CacheShape, StreamCaches
 from liveavatar.models.dit.model import AvatarDiT
 from liveavatar.strategies.base import WholeLattice, place_resident
-from liveavatar.strategies.kv import HostCaches
+from liveavatar.strategies.kv import HostCaches, HostRooms
+from liveavatar.strategies.lockstep import LockStep
 from liveavatar.strategies.ranks import RankStrategy
 from liveavatar.strategies.ring import SlabRing
 from liveavatar.strategies.sources import HostSlabs, PeerShards
@@ -71,6 +72,7 @@ class FsdpStream(WholeLattice, RankStrategy):
         self.slots, self.source, self.cells_in_flight = slots, source, cells_in_flight
         self.ring: SlabRing | None = None
         self._bytes: PeerShards | HostSlabs | None = None
+        self._rooms = HostRooms(self.traffic)
 
     @property
     def is_output_rank(self) -> bool:
@@ -82,7 +84,7 @@ class FsdpStream(WholeLattice, RankStrategy):
 
     def make_caches(self, shape: CacheShape, steps: range, like: Tensor, origin: int) -> StreamCaches:
         if self.caches == "host":
-            return HostCaches(shape, steps, like, origin, self.traffic)
+            return HostCaches(shape, steps, like, origin, self.traffic, self._rooms)
         return super().make_caches(shape, steps, like, origin)
 
     def place(self, dit: AvatarDiT, source: TensorSource, dtype: torch.dtype) -> None:
@@ -109,6 +111,15 @@ class FsdpStream(WholeLattice, RankStrategy):
         dit.residency = self.ring
         self._chosen = chosen
 
+    def take_requests(self, dit: AvatarDiT) -> None:
+        super().take_requests(dit)
+        if self._chosen == "peers" and self.world_size > 1:  # units from host or disk need no other rank
+            dit.residency = LockStep(dit.residency, list(dit.units()), self.device)
+
+    def linger(self, dit: AvatarDiT) -> None:
+        if isinstance(dit.residency, LockStep):
+            dit.residency.linger(lambda: dit([]))
+
     def _settled(self, layers: int) -> list[str]:
         """The blocks that stay on the device, evenly spread over the model."""
         if self.resident > layers:
@@ -130,7 +141,7 @@ class FsdpStream(WholeLattice, RankStrategy):
         return (
             f"fsdp_stream on {self.world_size} × {self.device.type}, weights from {self._chosen}: "
             f"{(self.traffic.held - ring) / 1e6:.1f} MB at rest and {ring / 1e6:.1f} MB of ring ({self.slots} slots) "
-            f"on each rank, {self.traffic.parked / 1e6:.1f} MB {where}; every rank computes the same request"
+            f"on each rank, {self.traffic.parked / 1e6:.1f} MB {where}; {self.division}"
         )
 
     def release(self) -> None:
