@@ -176,7 +176,8 @@ class Chosen:
         """Start or meet the other processes."""
         for library in ("lightning.fabric", "lightning.pytorch"):  # their banner says nothing that our log does not
             logging.getLogger(library).setLevel(logging.WARNING)
-        self.fabric.launch()
+        with self.strategy.watched():
+            self.fabric.launch()
         torch.set_num_threads(self.threads)
 
 

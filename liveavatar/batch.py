@@ -95,7 +95,7 @@ class Batch:
         self.cfg, self.chosen, self.folder, self.strategy = cfg, chosen, folder, chosen.strategy
         self.jobs = list(jobs)
         self.rank: int = chosen.fabric.global_rank
-        self.apart = chosen.ranks == "requests"
+        self.apart = chosen.ranks == "requests" and chosen.fabric.world_size > 1
         self.writes = self.apart or self.strategy.is_output_rank
         self.outcomes: dict[int, Outcome] = {}
         self.metrics: dict[str, Any] = {}
@@ -111,7 +111,7 @@ class Batch:
         """Load, run what falls to this rank, and learn how the others fared."""
         due = [job for job in self.jobs if job.line not in self.outcomes]
         world = self.chosen.fabric.world_size
-        mine = deal(due, world)[self.rank] if self.apart and world > 1 else due
+        mine = deal(due, world)[self.rank] if self.apart else due
         if due:
             loaded = load(self.cfg, self.chosen)
             self.metrics |= loaded.metrics
@@ -136,7 +136,7 @@ class Batch:
         self.strategy.release()
 
     def _tell_division(self, due: Sequence[Job], world: int) -> None:
-        if self.apart and world > 1:
+        if self.apart:
             counts = [len(hand) for hand in deal(due, world)]
             log.info("parallel.ranks=requests: %d requests, %s to a rank", len(due), " + ".join(map(str, counts)))
         else:
@@ -218,7 +218,7 @@ class Batch:
             "requests/elapsed_s": elapsed,
             "requests/video_s_per_s": seconds / max(elapsed, 1e-9),
             "run/finished": self.whole and self._count("failed", "refused", "unknown") == 0,
-            "run/division": self.chosen.ranks,
+            "run/division": "requests" if self.apart else "same",
         }
         try:
             (self.folder / "requests.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

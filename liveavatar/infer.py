@@ -6,6 +6,7 @@ python -m liveavatar.infer +strategy=fsdp_stream request.image=me.jpg request.au
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +96,7 @@ def _info(error: BaseException) -> tuple[type[BaseException], BaseException, Any
 
 def main() -> None:
     """Entry point of `python -m liveavatar.infer` and of the console script."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # the transport's warnings, with the addresses of its calls
     register_resolvers()
     sys.argv[1:] = quoted(sys.argv[1:])
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +18,14 @@ from torch.nn import Module
 from liveavatar.models.dit.cache import CacheShape, StreamCaches
 from liveavatar.models.dit.model import AvatarDiT
 from liveavatar.strategies.base import Traffic
-from liveavatar.strategies.faults import Roll, of_transport
+from liveavatar.strategies.faults import RankLost, Roll, of_transport, said
 from liveavatar.strategies.launch import Launcher
+
+
+def _part() -> None:
+    """Leave the group in an orderly way, where Fabric has not done so."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 class RankStrategy(ModelParallelStrategy):
@@ -57,6 +64,8 @@ class RankStrategy(ModelParallelStrategy):
         self._data_parallel_size = self.num_processes * self.num_nodes
         self._tensor_parallel_size = 1
         super().setup_environment()
+        atexit.unregister(_part)
+        atexit.register(_part)  # a transport whose threads outlive the interpreter may abort the process
         self.roll = Roll(self.world_size)
 
     def role(self, rank: int) -> str:
@@ -106,7 +115,8 @@ class RankStrategy(ModelParallelStrategy):
 
     def lost(self, error: BaseException) -> BaseException:
         if self.roll is None:
-            return error
+            words = "another rank has ended, or did not start within strategy.timeout_s"
+            return RankLost(f"{words}={self.timeout_s:g}, before all had met. The transport says: {said(error)}", True)
         roles = [self.role(rank) for rank in range(self.world_size)]
         return self.roll.lost(self.global_rank, roles, error, self.timeout_s)
 
