@@ -105,8 +105,8 @@ class Roll:
             waited = getattr(error, "peer", None)
             peer = "another rank" if waited is None else _named([waited], roles).removesuffix(" has")
             who = f"{peer} has ended, or needs longer than strategy.timeout_s={timeout_s:g}"
-        where = [getattr(error, "what", ""), *getattr(error, "__notes__", [])]
-        found = f" in {', '.join(words for words in where if words)}" if any(where) else ""
+        doing, cells = getattr(error, "what", ""), " and ".join(getattr(error, "__notes__", []))
+        found = f" while {doing}" * bool(doing) + f" (at {cells})" * bool(cells)
         reason = error.reason if isinstance(error, Late) else said(error)
         return RankLost(
             f"{who}. Rank {rank} noticed it{found}; what was finished is in the file. The transport says: {reason}",

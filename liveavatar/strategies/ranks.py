@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
 import torch
@@ -20,6 +21,10 @@ from liveavatar.models.dit.model import AvatarDiT
 from liveavatar.strategies.base import Traffic
 from liveavatar.strategies.faults import RankLost, Roll, of_transport, said
 from liveavatar.strategies.launch import Launcher
+
+
+_MEETINGS = count()
+"""Numbers of meetings, the same on all ranks: they come to them in the same order."""
 
 
 def _part() -> None:
@@ -90,8 +95,7 @@ class RankStrategy(ModelParallelStrategy):
         if self.world_size == 1:
             return [value]
         assert self.roll is not None
-        self._meetings = getattr(self, "_meetings", 0) + 1
-        key, pause = f"liveavatar/meeting/{self._meetings}", 0.001
+        key, pause = f"liveavatar/meeting/{next(_MEETINGS)}", 0.001
         come = self.roll.store.add(key, 1)
         while come < self.world_size:
             time.sleep(pause)

@@ -26,7 +26,7 @@ def _arrived() -> None:
 
 
 def _wait_for(name: str, work: dist.Work) -> None:
-    with naming(f"unit {name}"):
+    with naming(f"gathering unit {name}"):
         work.wait()
 
 
@@ -47,7 +47,7 @@ class PeerShards:
 
     def __call__(self, name: str, slot: Tensor) -> Wait:
         shard = self.shards[name]
-        with naming(f"unit {name}"):
+        with naming(f"gathering unit {name}"):
             work = dist.all_gather_into_tensor(slot, shard, async_op=True)
         self.traffic.received += slot.nbytes - shard.nbytes
         self.traffic.fetches += 1
