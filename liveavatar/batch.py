@@ -13,7 +13,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from liveavatar.assemble import Chosen, Loaded, Run, choose, load
+from liveavatar.assemble import Loaded, Run, load
+from liveavatar.choice import Chosen, choose
 from liveavatar.config import kept
 from liveavatar.listing import Job, checked, deal, finished_before, read_jobs
 from liveavatar.settings import first_rank, make_request

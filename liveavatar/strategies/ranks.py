@@ -22,7 +22,6 @@ from liveavatar.strategies.base import Traffic
 from liveavatar.strategies.faults import RankLost, Roll, of_transport, said
 from liveavatar.strategies.launch import Launcher
 
-
 _MEETINGS = count()
 """Numbers of meetings, the same on all ranks: they come to them in the same order."""
 

@@ -73,7 +73,8 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 def test_pairs_for_layers_that_the_model_lacks_are_refused(tmp_path: Path) -> None:
     down, up = _pair()
     for far in ("blocks.3.self_attn.q", "audio_injector.injector.2.q"):
-        names = {f"{name}.lora_{part}.weight": t for name in (NAME, far) for part, t in (("A", down), ("B", up))}
+        pairs = {name: dict(zip("AB", _pair(), strict=True)) for name in (NAME, far)}
+        names = {f"{name}.lora_{part}.weight": tensor for name, pair in pairs.items() for part, tensor in pair.items()}
         source = LoraWeights(BASE, _saved(tmp_path, names), DIT)
         model = meta_dit()
         with pytest.raises(ValueError, match=rf"weights\.lora=.*lacks 1 of them.*'{far}\.lora_A\.weight'"):

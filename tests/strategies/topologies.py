@@ -16,8 +16,7 @@ from tests.scene import meta_dit
 from tests.strategies.cases import BLOCKS
 
 KINDS = {
-    kind.name: kind
-    for kind in (DiagonalPipeline, TimestepPipeline, FsdpFull, HsdpOffload, FsdpStream, DataParallel)
+    kind.name: kind for kind in (DiagonalPipeline, TimestepPipeline, FsdpFull, HsdpOffload, FsdpStream, DataParallel)
 }
 TIMEOUT_S = 60.0
 WIDE = {"num_layers": 6, "audio_inject_layers": (0, 2, 5)}
