@@ -43,7 +43,7 @@ def run_requests(cfg: DictConfig) -> dict[str, Any]:
     strategy = chosen.strategy
     jobs, folder = strategy.broadcast((jobs, folder))
     start_log(folder if strategy.is_output_rank else None)
-    for job in (job for job in jobs if job.refused):
+    for job in (job for job in jobs if job.refused and strategy.is_output_rank):
         log.error("refused: %s", job.refused)
     batch = Batch(cfg, chosen, jobs, folder)
     try:

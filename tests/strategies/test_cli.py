@@ -139,7 +139,7 @@ def test_a_cut_that_cannot_work_is_refused_before_weights_load(tmp_path: Path) -
 LINES = (
     {"max_seconds": 1.4, "name": "long"},
     {"image": "long.png", "name": "flat"},  # too flat for its area: found when it is fitted, on weights that are loaded
-    {"seed": 2, "max_seconds": 0.5, "size": "64*64", "name": "small"},
+    {"seed": 2, "max_seconds": 0.5, "size": "96*96", "name": "small"},
     {"image": "gone.png"},
 )
 
@@ -150,7 +150,7 @@ def _listed(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     Image.new("RGB", (640, 64)).save(folder / "long.png")
     (folder / "list.jsonl").write_text("\n".join(json.dumps(line) for line in LINES))
     more = ["requests=list.jsonl", "output.dir=run", "output.latents=l.safetensors", "model.size_multiple=16"]
-    command = [sys.executable, "-m", "liveavatar.infer", *ASKED, "request.size=64*64", *more, *options]
+    command = [sys.executable, "-m", "liveavatar.infer", *ASKED, "request.size=128*128", *more, *options]
     return subprocess.run(
         command, cwd=folder, env=clean_environment(), capture_output=True, text=True, timeout=240, check=False
     )
