@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,15 +16,17 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from liveavatar.checkpoint.load import materialise
-from liveavatar.checkpoint.read import TensorSource
-from liveavatar.config import make
+from liveavatar.checkpoint.read import TensorSource, expect
+from liveavatar.choice import Chosen, choose
+from liveavatar.config import kept, literal, make
 from liveavatar.intake import Parts, check_request
 from liveavatar.memory.profiler import PeakMemory
 from liveavatar.metrics.speed import SpeedMeter
 from liveavatar.sampling.scheduler import EulerSampler
 from liveavatar.session import AvatarSession, Stream
-from liveavatar.settings import hoists, in_flight, make_fabric, make_request, storage_type, thread_count
+from liveavatar.settings import first_rank, make_request
 from liveavatar.sinks import Fanout, LatentSink, NullSink, ProgressSink
+from liveavatar.strategies.base import Traffic
 from liveavatar.tracking import check_output_file, make_run_directory, stamp, start_log, write_metrics
 from liveavatar.types import AvatarRequest, Sink, VideoChunk
 
@@ -48,19 +49,36 @@ class Run:
     memory: PeakMemory
     metrics: dict[str, Any] = field(default_factory=dict)
     _sinks: Fanout = field(default_factory=lambda: Fanout({}))
+    _stream: Stream | None = None
+    _made: Iterator[VideoChunk] = field(default_factory=lambda: iter(()))
+    _moved: dict[str, int] = field(default_factory=dict)
+
+    def open(self) -> None:
+        """Read and encode the request and open the sinks: all that comes before the first cell."""
+        self.speed.begin()
+        self._moved = dict(vars(self.strategy.traffic))
+        stream = self.session.prepare(self.request)
+        self.memory.end("encode")
+        self._sinks = self._fanout()
+        self._stream, self._made = stream, self.session.chunks(stream)
+        try:
+            self._sinks.open(stream.info)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._finish(stream)
+            raise
 
     def chunks(self) -> Iterator[VideoChunk]:
         """The video of the request, each piece already handed to all sinks."""
-        self.speed.begin()
-        stream = self.session.prepare(self.request)
-        self.memory.end("encode")
-        blocks = stream.gathered.blocks
+        if self._stream is None:
+            self.open()
+        stream = self._stream
+        assert stream is not None
         try:
-            self._sinks = self._fanout()
-            self._sinks.open(stream.info)
-            for chunk in self.session.chunks(stream):
-                self._sinks.write(chunk)
-                yield chunk
+            with self.strategy.watched():
+                for chunk in self._made:
+                    self._sinks.write(chunk)
+                    yield chunk
             self._sinks.close()
             for failure in (self._sinks.failures.get(name) for name in ESSENTIAL):
                 if failure is not None:
@@ -68,9 +86,21 @@ class Run:
             self.metrics["run/finished"] = True
         except BaseException:
             with contextlib.suppress(OSError):  # the failure under way is the one to tell
-                self._finish(stream, blocks)
+                self._finish(stream)
             raise
-        self._finish(stream, blocks)
+        self._finish(stream)
+
+    def compute_rest(self) -> None:
+        """Go through what is left without showing it: ranks that compute one request need each other to its end."""
+        with self.strategy.watched():
+            for _ in self._made:
+                pass
+
+    def abandon(self) -> None:
+        """Close what `open` has opened; nothing will be shown."""
+        assert self._stream is not None
+        self._made = iter(())
+        self._finish(self._stream)
 
     def _fanout(self) -> Fanout:
         """Sinks of this run; ranks that do not show anything have none."""
@@ -78,19 +108,21 @@ class Run:
             return Fanout({"none": NullSink()})
         sinks: dict[str, Sink] = {"video": make(self.cfg.sink, "sink")}
         if self.cfg.output.latents is not None:
-            config = OmegaConf.to_yaml(self.cfg, resolve=True)
-            about = {"config": config, "threads": str(torch.get_num_threads())}
+            about = {"config": kept(self.cfg), "threads": str(torch.get_num_threads())}
             sinks["latents"] = LatentSink(Path(self.cfg.output.latents).expanduser(), about)
-        sinks |= {"speed": self.speed, "progress": ProgressSink()}
+        sinks["speed"] = self.speed
+        if self.strategy.is_output_rank:
+            sinks["progress"] = ProgressSink()
         return Fanout(sinks, essential=tuple(name for name in ESSENTIAL if name in sinks))
 
-    def _finish(self, stream: Stream, blocks: int) -> None:
+    def _finish(self, stream: Stream) -> None:
         """Close the sinks and write what is known of the run, however it ended."""
         try:
             self._sinks.close()
         finally:
             self.memory.end("run")
-            moved = self.strategy.traffic
+            blocks, now = stream.gathered.blocks, self.strategy.traffic
+            moved = Traffic(**{name: value - self._moved[name] for name, value in vars(now).items()})
             self.metrics |= self.speed.values() | self.memory.values
             self.metrics |= {
                 "traffic/host_bytes_per_block": moved.host / blocks,
@@ -99,8 +131,8 @@ class Run:
                 "traffic/cache_bytes_in_per_block": moved.caches_in / blocks,
                 "traffic/cache_bytes_out_per_block": moved.caches_out / blocks,
                 "traffic/unit_fetches_per_block": moved.fetches / blocks,
-                "memory/weights/device": moved.held,
-                "memory/weights/host": moved.parked,
+                "memory/weights/device": now.held,
+                "memory/weights/host": now.parked,
                 "memory/caches/device": stream.rollout.caches.nbytes,
                 "memory/hoisted/device": stream.rollout.hoisted_bytes,
             }
@@ -119,54 +151,38 @@ class Run:
         self.close()
 
 
-def assemble(cfg: DictConfig) -> Run:
-    """Start processes where several are asked for, build the models, bring the weights to life.
+@dataclass
+class Loaded:
+    """Models with their weights in place, ready for any number of requests, one after another."""
 
-    Raises ValueError, naming the key, for anything in the configuration that cannot work; what can be checked is
-    checked before a process is started.
-    """
-    start_log(None)
-    request = make_request(cfg)
-    strategy, sampler = make(cfg.strategy, "strategy"), make(cfg.sampler, "sampler")
-    rollout, speech = make(cfg.rollout, "rollout"), make(cfg.speech, "speech")
-    source: TensorSource = make(cfg.weights, "weights")
-    threads = thread_count(cfg)
-    dtypes = storage_type(cfg, "dit"), storage_type(cfg, "encoders")
-    cells = in_flight(cfg, strategy, sampler.steps, rollout.mode)
-    hoist = hoists(cfg, strategy)
-    fabric = make_fabric(cfg, strategy)
-    if rollout.mode == "clipwise" and fabric.world_size > 1:
-        raise ValueError(
-            f"rollout=clipwise runs on one device, and fabric.devices={cfg.fabric.devices}: "
-            "use rollout=streaming, or fabric.devices=1"
-        )
-    if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0:
-        check_request(request)
-        if cfg.output.latents is not None:
-            check_output_file(cfg.output.latents, "output.latents")
-        if cfg.output.dir is not None:
-            make_run_directory(cfg.output.dir)
-    for library in ("lightning.fabric", "lightning.pytorch"):  # their banner says nothing that our log does not
-        logging.getLogger(library).setLevel(logging.WARNING)
-    fabric.launch()
-    torch.set_num_threads(threads)
-    shows = strategy.is_output_rank
-    directory = make_run_directory(cfg.output.dir) if shows else None
-    start_log(directory)
-    if directory is not None:
-        cfg = OmegaConf.merge(cfg, {"output": {"dir": str(directory)}})  # type: ignore[assignment]
-        OmegaConf.save(cfg, directory / "config.yaml", resolve=True)
+    session: AvatarSession
+    strategy: Any
+    memory: dict[str, int]
+    metrics: dict[str, Any]
 
+    def run(self, cfg: DictConfig, request: AvatarRequest, directory: Path | None) -> Run:
+        """One request on these models; it shares nothing with other runs but them."""
+        memory = PeakMemory(self.strategy.device)
+        memory.values |= self.memory
+        return Run(cfg, request, self.session, self.strategy, directory, SpeedMeter(), memory, dict(self.metrics))
+
+
+def load(cfg: DictConfig, chosen: Chosen) -> Loaded:
+    """Build the models and bring the weights to life, on processes that are running."""
     began = time.perf_counter()
+    strategy, sampler, source = chosen.strategy, chosen.sampler, chosen.source
     memory = PeakMemory(strategy.device)
-    parts = build_parts(cfg, source, strategy, sampler, *dtypes, hoist)
+    with strategy.watched():
+        parts = build_parts(cfg, source, strategy, sampler, *chosen.dtypes, chosen.hoist)
+        if chosen.ranks == "requests":
+            strategy.take_requests(parts.dit)
     memory.end("load")
     log.info(strategy.summary())
     if "random" in source.origin:
         log.warning(
             "weights: %s. The picture will be noise: this shows that the machinery runs, not an avatar.", source.origin
         )
-    metrics = stamp(str(strategy.device), threads, fabric.world_size)
+    metrics = stamp(str(strategy.device), chosen.threads, chosen.fabric.world_size)
     metrics |= {
         "run/finished": False,
         "weights": source.origin,
@@ -174,20 +190,45 @@ def assemble(cfg: DictConfig) -> Run:
         "model": cfg.model.name,
     }
     metrics |= {"run/precision": cfg.precision.dit, "speed/load_s": time.perf_counter() - began}
-    relay = partial(strategy.relay, sampler.steps, cells)
     session = AvatarSession(
         parts,
         sampler,
-        rollout,
-        speech,
+        chosen.rollout,
+        chosen.speech,
         strategy.device,
         cfg.decode.online,
-        shows,
-        relay,
-        strategy.make_caches,
-        strategy.split_codec,
+        shows=strategy.is_output_rank or chosen.ranks == "requests",
+        relay=partial(strategy.relay, sampler.steps, chosen.cells),
+        caches=strategy.make_caches,
+        split=strategy.split_codec,
     )
-    return Run(cfg, request, session, strategy, directory, SpeedMeter(), memory, metrics)
+    return Loaded(session, strategy, memory.values, metrics)
+
+
+def assemble(cfg: DictConfig) -> Run:
+    """Start processes where several are asked for, build the models, bring the weights to life.
+
+    Raises ValueError, naming the key, for anything in the configuration that cannot work; what can be checked is
+    checked before a process is started.
+    """
+    start_log(None)
+    if cfg.requests is not None:
+        raise ValueError(f"requests={cfg.requests} is a list: liveavatar.infer.infer runs it; a Run is one request")
+    request = make_request(cfg)
+    chosen = choose(cfg)
+    if first_rank():
+        check_request(request)
+        if cfg.output.latents is not None:
+            check_output_file(cfg.output.latents, "output.latents")
+        if cfg.output.dir is not None:
+            make_run_directory(cfg.output.dir)
+    chosen.launch()
+    directory = make_run_directory(cfg.output.dir) if chosen.strategy.is_output_rank else None
+    start_log(directory)
+    if directory is not None:
+        cfg = OmegaConf.merge(cfg, {"output": {"dir": literal(str(directory))}})  # type: ignore[assignment]
+        (directory / "config.yaml").write_text(kept(cfg), encoding="utf-8")
+    return load(cfg, chosen).run(cfg, request, directory)
 
 
 def build_parts(
@@ -205,6 +246,7 @@ def build_parts(
         names = ("text", "speech", "vae")
         others: dict[str, nn.Module] = {name: make(cfg.model[name], f"model.{name}") for name in names}
     dit.hoist, parallel = hoist, cfg.parallel
+    expect(source, {name: parameter.shape for name, parameter in dit.named_parameters()})
     strategy.arrange(dit, sampler.steps, parallel.decode, parallel.ulysses_size)  # refuses what cannot work, in time
     tokenizer = make(cfg.model.tokenizer, "model.tokenizer")
     for name, module in others.items():

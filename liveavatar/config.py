@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 FREE_TEXT = ("request.prompt", "request.image", "request.audio", "request.pose", "request.masks")
-FREE_TEXT += ("output.dir", "output.latents", "weights.dir", "weights.lora", "sink.path")
+FREE_TEXT += ("output.dir", "output.latents", "weights.dir", "weights.lora", "sink.path", "requests")
 """Keys whose values are words or paths: whatever a user types for them is meant as it stands."""
 
 _IN_QUOTES = re.compile(r'(["\'])(?:(?:(?!\1)[^\\])|\\.)*\1', re.DOTALL)
@@ -34,12 +35,35 @@ def asset(name: str) -> str:
     return str(path)
 
 
+def started_by_slurm() -> bool:
+    """Whether srun has started this process as one of several (a shell in an allocation does not count)."""
+    if "SLURM_NTASKS" not in os.environ:
+        return False
+    from lightning.fabric.plugins.environments import SLURMEnvironment
+
+    return SLURMEnvironment.detect()
+
+
+def tasks_per_node() -> int:
+    """Processes that srun has started on each machine."""
+    given = os.environ.get("SLURM_NTASKS_PER_NODE")
+    return int(given) if given else int(os.environ["SLURM_NTASKS"]) // int(os.environ.get("SLURM_NNODES", "1"))
+
+
+def processes_here() -> int:
+    """Processes that torchrun or Slurm has started on this machine; 1 where nobody has (`${processes_here:}`)."""
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        return int(os.environ["LOCAL_WORLD_SIZE"])
+    return tasks_per_node() if started_by_slurm() else 1
+
+
 def register_resolvers() -> None:
-    """Make `${asset:…}` known to OmegaConf; may be called any number of times."""
+    """Make `${asset:…}` and `${processes_here:}` known to OmegaConf; may be called any number of times."""
     from omegaconf import OmegaConf
 
-    if not OmegaConf.has_resolver("asset"):
-        OmegaConf.register_new_resolver("asset", asset)
+    for resolver in (asset, processes_here):
+        if not OmegaConf.has_resolver(resolver.__name__):
+            OmegaConf.register_new_resolver(resolver.__name__, resolver)
 
 
 def compose(name: str = "infer", overrides: Sequence[str] = ()) -> DictConfig:
@@ -53,6 +77,26 @@ def compose(name: str = "infer", overrides: Sequence[str] = ()) -> DictConfig:
     register_resolvers()
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         return hydra_compose(name, overrides=quoted(overrides))
+
+
+def literal(text: str) -> str:
+    """Text as a value of a configuration that means itself: `${` in it is no reference."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+
+
+def kept(cfg: DictConfig) -> str:
+    """A configuration as YAML, resolved, so that reading it again gives the same values (`config.yaml` of a run)."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(_literal(OmegaConf.to_container(cfg, resolve=True))))
+
+
+def _literal(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _literal(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_literal(inner) for inner in value]
+    return literal(value) if isinstance(value, str) else value
 
 
 def make(node: Any, key: str) -> Any:

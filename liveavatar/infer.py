@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 INTERRUPTED, FAILED, MISTAKEN = 130, 1, 2
-PEER_LEFT = ("Connection closed by peer", "Connection reset by peer")
-"""How gloo says that another process is gone; that process tells why."""
-
 _composed = False
 """Whether Hydra has handed a configuration over: an exit before that is a mistake on the command line."""
 
@@ -28,11 +25,17 @@ _composed = False
 def infer(cfg: DictConfig) -> dict[str, Any]:
     """Run one configuration to its end and return its metrics; the same call serves notebooks.
 
+    With `requests` these are the metrics of the whole list: `requests/failed` counts those that did not come through.
+
     Raises ValueError, naming the key, for a request or configuration that cannot work, and OSError when the output
     cannot be written any more: what was written until then stays playable.
     """
     from liveavatar.assemble import assemble  # torch and Lightning are loaded here, and not for --help
 
+    if cfg.requests is not None:
+        from liveavatar.batch import run_requests
+
+        return run_requests(cfg)
     with assemble(cfg) as run:
         for _ in run.chunks():
             pass
@@ -57,7 +60,7 @@ def _main(cfg: DictConfig) -> None:
     global _composed
     _composed, code = True, 0
     try:
-        infer(cfg)
+        code = FAILED if infer(cfg).get("requests/failed") else 0
     except KeyboardInterrupt:
         _say("interrupted; what was finished is in the file", None)
         code = INTERRUPTED
@@ -67,23 +70,23 @@ def _main(cfg: DictConfig) -> None:
     except OSError as error:
         _say(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", error)
         code = FAILED
-    except RuntimeError as error:
-        if not any(words in str(error) for words in PEER_LEFT):
-            raise
-        _say("another process of this run has ended; what was finished is in the file", error)
-        code = FAILED
     if code:
         sys.exit(code)
 
 
 def _say(message: str, error: BaseException | None) -> None:
-    """The message on the terminal, once for all ranks; where it came from goes to the log file, if there is one."""
+    """The message on the terminal, from one rank for all: of a lost rank, from the one that noticed first.
+
+    Where it came from goes to the log file, if there is one.
+    """
     log = logging.getLogger("liveavatar")
     files = [handler for handler in log.handlers if isinstance(handler, logging.FileHandler)]
     if files and error is not None:
         for handler in files:
             handler.handle(logging.LogRecord("liveavatar", logging.ERROR, __file__, 0, message, (), _info(error)))
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+    from liveavatar.settings import first_rank  # it is loaded by now
+
+    if getattr(error, "tells", first_rank()):
         sys.stderr.write(f"liveavatar: {message}\n")
 
 
@@ -93,6 +96,7 @@ def _info(error: BaseException) -> tuple[type[BaseException], BaseException, Any
 
 def main() -> None:
     """Entry point of `python -m liveavatar.infer` and of the console script."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # the transport's warnings, with the addresses of its calls
     register_resolvers()
     sys.argv[1:] = quoted(sys.argv[1:])
     try:

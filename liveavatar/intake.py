@@ -91,18 +91,19 @@ class Gathered:
     blocks: int
 
 
-def check_request(request: AvatarRequest) -> None:
+def check_request(request: AvatarRequest) -> float:
     """Read all that a request names and keep nothing, so that a mistake is told before a model is loaded.
 
-    Raises ValueError, naming the key, for what cannot be used.
+    Gives the seconds of video that are asked for. Raises ValueError, naming the key, for what cannot be used.
     """
     load_image(request.image)
     voices = [load_voice(path) for path in request.audio]
-    _seconds(voices, request)
+    seconds = _seconds(voices, request)
     if len(voices) > 1:
         load_masks(request.masks)
     if request.pose is not None:
         read_video(request.pose, limit=1)
+    return seconds
 
 
 def _seconds(voices: list[Voice], request: AvatarRequest) -> float:

@@ -11,6 +11,7 @@ import torch
 from lightning.fabric import Fabric
 from omegaconf import DictConfig
 
+from liveavatar.config import started_by_slurm, tasks_per_node
 from liveavatar.media.image import parse_area
 from liveavatar.types import AvatarRequest
 
@@ -39,14 +40,15 @@ def in_flight(cfg: DictConfig, strategy: Any, steps: int, mode: str) -> int:
     return cells
 
 
-def hoists(cfg: DictConfig, strategy: Any) -> int:
+def hoists(cfg: DictConfig, strategy: Any, ranks: str) -> int:
     """The blocks whose conditioning is made ready at once, ahead of their cells; 0: every cell makes its own."""
     asked = cfg.parallel.hoist
     if asked != "auto" and not (isinstance(asked, int) and asked >= 0):
         raise ValueError(f"parallel.hoist={asked!r} is unknown; write auto, true, false or a number of blocks")
+    able = strategy.hoists and not (ranks == "requests" and strategy.gathers)
     if asked == "auto":
-        return int(strategy.hoists)
-    if asked and not strategy.hoists:
+        return int(able)
+    if asked and not able:
         raise ValueError(
             f"parallel.hoist={asked}, but strategy {strategy.name} as set up brings in whole units, and "
             "nothing can be prepared ahead: write parallel.hoist=auto, or choose +strategy=fsdp_stream"
@@ -77,6 +79,45 @@ def make_request(cfg: DictConfig) -> AvatarRequest:
         pose=None if asked.pose is None else Path(asked.pose).expanduser(),
         masks=_paths(asked.masks) if asked.masks else (),
     )
+
+
+def first_rank() -> bool:
+    """Whether this process speaks for all: known before they meet, from what Fabric, torchrun or Slurm has set."""
+    if "RANK" in os.environ:
+        return os.environ["RANK"] == "0"
+    if started_by_slurm():
+        return os.environ["SLURM_PROCID"] == "0"
+    node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
+    return (node, os.environ.get("LOCAL_RANK", "0")) == ("0", "0")
+
+
+def ranks_compute(cfg: DictConfig, strategy: Any) -> str:
+    """What each rank computes: `same`, all of them one request, or `requests`, each one of its own.
+
+    Raises ValueError for what the strategy cannot do, or where there is but one request.
+    """
+    asked, known = cfg.parallel.ranks, strategy.computes
+    if asked not in (None, "same", "requests"):
+        raise ValueError(f"parallel.ranks={asked!r} is unknown; write same or requests, or null for what fits")
+    if asked is not None and asked not in known:
+        instead = "leave it out" if asked == "requests" else "leave it out, or choose another strategy"
+        raise ValueError(f"parallel.ranks={asked}, but strategy {strategy.name} knows only {known[0]}: {instead}")
+    if cfg.parallel.ulysses_size != 1 or cfg.parallel.decode == "split":
+        if asked == "requests":
+            raise ValueError(
+                "parallel.ranks=requests gives each rank a request of its own, and parallel.ulysses_size above 1 or "
+                "parallel.decode=split lets ranks share one: leave parallel.ranks out, or write "
+                "parallel.ulysses_size=1 parallel.decode=inline"
+            )
+        return "same"
+    if cfg.requests is not None:
+        return asked or known[0]
+    if asked == "requests":
+        raise ValueError(
+            "parallel.ranks=requests gives each rank a request of its own, and there is one request: name a list, as in "
+            "requests=list.jsonl, or leave parallel.ranks out"
+        )
+    return "same"
 
 
 def _is_number(value: Any) -> bool:
@@ -111,9 +152,41 @@ def make_fabric(cfg: DictConfig, strategy: Any) -> Fabric:
             "add +strategy=fsdp_stream to divide the weights among them, or +strategy=replicated with "
             f"parallel.ulysses_size={devices} to share each cell by sequence"
         )
+    nodes = node_count(cfg)
+    if nodes > 1 and strategy.max_devices == 1:
+        raise ValueError(
+            f"fabric.num_nodes={nodes}, but strategy {strategy.name} uses one device: add +strategy=fsdp_stream to "
+            "divide the weights among them"
+        )
     strategy.settle(accelerator)
-    nodes = max(1, int(os.environ.get("WORLD_SIZE", devices)) // devices) if "LOCAL_WORLD_SIZE" in os.environ else 1
     return Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, strategy=strategy)
+
+
+def node_count(cfg: DictConfig) -> int:
+    """Machines of this run: `fabric.num_nodes`, or what torchrun or Slurm has set.
+
+    Raises ValueError where the two differ, or the processes do not divide evenly among the machines.
+    """
+    asked, devices = cfg.fabric.num_nodes, cfg.fabric.devices
+    if asked is not None and (isinstance(asked, bool) or not isinstance(asked, int) or asked < 1):
+        raise ValueError(f"fabric.num_nodes={asked!r} must be a whole number from 1, or null for what started this run")
+    if "LOCAL_WORLD_SIZE" in os.environ and "WORLD_SIZE" in os.environ:
+        starter, world, here = "torchrun", int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    elif started_by_slurm():
+        starter, world, here = "Slurm", int(os.environ["SLURM_NTASKS"]), tasks_per_node()
+    else:
+        return asked or 1
+    if devices != here or world % here:
+        raise ValueError(
+            f"fabric.devices={devices}, but {starter} has started {here} processes on this machine and {world} in all: "
+            "leave fabric.devices out, and start as many on every machine"
+        )
+    if asked is not None and asked != world // here:
+        raise ValueError(
+            f"fabric.num_nodes={asked}, but {starter} has started {world} processes, {here} to a machine, which makes "
+            f"{world // here}: leave fabric.num_nodes out"
+        )
+    return world // here
 
 
 def thread_count(cfg: DictConfig) -> int:

@@ -9,6 +9,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -107,9 +108,28 @@ def start_log(path: Path | None) -> None:
     screen.setLevel(logging.INFO if path else logging.ERROR)
     root.addHandler(screen)
     if path is not None:
-        file = _LogFile(path / "run.log", encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        root.addHandler(file)
+        root.addHandler(_log_file(path))
+
+
+@contextlib.contextmanager
+def log_beside(path: Path | None) -> Iterator[None]:
+    """Log to a file in `path` too, for one request of several; None changes nothing."""
+    if path is None:
+        yield
+        return
+    root, handler = logging.getLogger("liveavatar"), _log_file(path)
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+def _log_file(path: Path) -> _LogFile:
+    file = _LogFile(path / "run.log", encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    return file
 
 
 def stamp(device: str, threads: int, ranks: int) -> dict[str, Any]:

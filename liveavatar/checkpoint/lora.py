@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from liveavatar.checkpoint.keymap import KeyMap
-from liveavatar.checkpoint.read import TensorSource
+from liveavatar.checkpoint.read import TensorSource, expect
 from liveavatar.ops.lora import merge
 
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<part>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
@@ -58,6 +59,20 @@ class LoraWeights:
     def targets(self) -> list[str]:
         """Our names of the weights that are changed by low-rank pairs."""
         return sorted(self._content.pairs)
+
+    def expect(self, shapes: Mapping[str, torch.Size]) -> None:
+        """Refuse what the model lacks: the map knows how names are built, only the model how many layers there are.
+
+        Raises ValueError, naming the file's first such key.
+        """
+        expect(self.base, shapes)
+        ours = {name: pair.down for name, pair in self._content.pairs.items()} | self._content.whole
+        strange = [key for name, key in ours.items() if name not in shapes]
+        if strange:
+            raise ValueError(
+                f"weights.lora={self.path} changes {len(ours)} tensors, and the model of this configuration lacks "
+                f"{len(strange)} of them, the first being that of {strange[0]!r}: is it a LoRA for this model?"
+            )
 
     def read(self, name: str, shape: torch.Size) -> Tensor:
         if name in self._content.whole:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +23,16 @@ class TensorSource(Protocol):
     def origin(self) -> str: ...
 
     def read(self, name: str, shape: torch.Size) -> Tensor: ...
+
+
+def expect(source: TensorSource, shapes: Mapping[str, torch.Size]) -> None:
+    """Tell a source which tensors the model has, before any is read: one that knows better can refuse here.
+
+    Raises ValueError where the source holds something that this model has no place for.
+    """
+    check = getattr(source, "expect", None)
+    if check is not None:
+        check(shapes)
 
 
 class RandomWeights:

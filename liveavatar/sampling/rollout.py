@@ -123,34 +123,44 @@ class Rollout:
     def walk(self, rounds: Iterable[Round], sink: SinkPlan) -> Iterator[Block]:
         """Visit the rounds that fall to this rank; yield each block that is finished here."""
         flights: dict[int, _Flight] = {}
-        relay, final = self.relay, self.sampler.steps - 1
         self._upcoming = self.first_block
         if self.hoisted:
             self.hoisted.clear()
         for cells, after_these in with_next(rounds):
-            taken = [self._taken_up(cell, sink, flights) for cell in cells]
-            if self.hoisted:
-                texts = [flight.text for flight in flights.values()]
-                self.hoisted.equip([(cell.block, own) for cell, own in zip(cells, taken, strict=True)], texts)
-            views = [states[-1].cache for states in taken]
-            self.caches.scratch.begin([view for view in views if isinstance(view, StreamView)], self.dit.stage)
-            then = self._begins(after_these, flights)
-            passed = iter(self.dit([state for states in taken for state in states], then))
-            for cell, states in zip(cells, taken, strict=True):
-                after = [next(passed) for _ in states]
-                relay.send(cell, after)
-                flight, state = flights[cell.block], after[-1]
-                if relay.finishes(cell.step):
-                    assert state.output is not None
-                    flight.latents = self.sampler.step(flight.latents, state.output, cell.step)
-                    relay.outgoing(cell, flight.latents)
-                if cell.step == relay.steps[-1]:
-                    del flights[cell.block]
-                    if self.hoisted:
-                        self.hoisted.let_go(cell.block)
-                if cell.step == final and relay.finishes(final):
-                    sink.observe(cell.block, flight.latents)
-                    yield Block(cell.block, flight.latents)
+            try:
+                yield from self._visit(cells, after_these, sink, flights)
+            except Exception as error:
+                error.add_note(" and ".join(f"block {cell.block}, step {cell.step}" for cell in cells))
+                raise
+
+    def _visit(
+        self, cells: Round, after_these: Round | None, sink: SinkPlan, flights: dict[int, _Flight]
+    ) -> Iterator[Block]:
+        """One round: one pass of its cells over the units."""
+        relay, final = self.relay, self.sampler.steps - 1
+        taken = [self._taken_up(cell, sink, flights) for cell in cells]
+        if self.hoisted:
+            texts = [flight.text for flight in flights.values()]
+            self.hoisted.equip([(cell.block, own) for cell, own in zip(cells, taken, strict=True)], texts)
+        views = [states[-1].cache for states in taken]
+        self.caches.scratch.begin([view for view in views if isinstance(view, StreamView)], self.dit.stage)
+        then = self._begins(after_these, flights)
+        passed = iter(self.dit([state for states in taken for state in states], then))
+        for cell, states in zip(cells, taken, strict=True):
+            after = [next(passed) for _ in states]
+            relay.send(cell, after)
+            flight, state = flights[cell.block], after[-1]
+            if relay.finishes(cell.step):
+                assert state.output is not None
+                flight.latents = self.sampler.step(flight.latents, state.output, cell.step)
+                relay.outgoing(cell, flight.latents)
+            if cell.step == relay.steps[-1]:
+                del flights[cell.block]
+                if self.hoisted:
+                    self.hoisted.let_go(cell.block)
+            if cell.step == final and relay.finishes(final):
+                sink.observe(cell.block, flight.latents)
+                yield Block(cell.block, flight.latents)
 
     def _taken_up(self, cell: Cell, sink: SinkPlan, flights: dict[int, _Flight]) -> list[CellState]:
         """The states of a cell: its own and, on the first step of a block with a new sink, ahead of it a prefill."""

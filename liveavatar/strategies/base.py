@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Set
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -44,7 +45,12 @@ class Traffic:
 
 
 class Strategy(Protocol):
-    """The part of a strategy that the rest of the library uses."""
+    """The part of a strategy that the rest of the library uses.
+
+    `computes` says what its ranks may compute, the best first: `same`, one request together, or `requests`, each one of
+    its own; `gathers`, whether they then need one another for every unit. `collect` waits for all ranks and tells each
+    what all say; `watched` names a rank that is lost.
+    """
 
     @property
     def device(self) -> torch.device: ...
@@ -73,23 +79,41 @@ class Strategy(Protocol):
 
     def summary(self) -> str: ...
 
+    @property
+    def gathers(self) -> bool: ...
+
+    @property
+    def computes(self) -> tuple[str, ...]: ...
+
+    def take_requests(self, dit: AvatarDiT) -> None: ...
+
+    def linger(self, dit: AvatarDiT) -> None: ...
+
+    def collect(self, value: Any) -> list[Any]: ...
+
+    def watched(self) -> AbstractContextManager[object]: ...
+
     def release(self) -> None: ...
 
 
 class WholeLattice:
     """What strategies share whose ranks each compute every cell: they cut neither steps nor layers.
 
-    With parallel.ulysses_size above 1, that many consecutive ranks share each cell by sequence, and groups of them
-    compute the same; with parallel.decode=split, all ranks share each picture.
+    What they compute is the same request, or each one of its own. With parallel.ulysses_size above 1, that many
+    consecutive ranks share each cell by sequence, and groups of them compute the same; with parallel.decode=split, all
+    ranks share each picture.
     Raises ValueError for a degree that cannot work, and for a decode rank: there is none to spare.
     """
 
     name: str
+    computes: tuple[str, ...] = ("requests", "same")
+    divides: str
     world_size: int
     max_devices: int
     traffic: Traffic
     _timeout: timedelta | None
     hoists = True
+    gathers = False
     ulysses_size = 1
     _lines: Exchange | None = None
 
@@ -122,6 +146,8 @@ class WholeLattice:
     def computing(self) -> str:
         """What the ranks compute, for the log."""
         words = "every rank computes the same request"
+        if self.divides == "requests":
+            words = "each rank computes requests of its own"
         if self.ulysses_size > 1:
             words = f"ranks compute by sequence, {self.ulysses_size} to a cell"
             groups = self.world_size // self.ulysses_size

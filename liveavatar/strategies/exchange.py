@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from liveavatar.checkpoint.slab import allocate
+from liveavatar.strategies.faults import naming
 
 if TYPE_CHECKING:
     from liveavatar.strategies.base import Traffic
@@ -50,17 +51,11 @@ class Exchange:
     def swap(self, leaving: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
         """Send `sent[i]` rows of `leaving` to rank i of the group; `received[i]` rows from each, in their order.
 
-        Raises ConnectionError when another rank has ended or is too late.
+        Raises Late when another rank has ended or is too late.
         """
         came = self._room("coming", (sum(received), *leaving.shape[1:]), leaving)
-        try:
+        with naming(f"sharing a cell or a picture with ranks {self.ranks[0]}-{self.ranks[-1]}"):
             dist.all_to_all_single(came, leaving, list(received), list(sent), group=self.group)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
-            raise ConnectionError(
-                f"rank {self.ranks[self.rank]} waited in vain for another of ranks {self.ranks[0]}-{self.ranks[-1]}, "
-                f"which share its work: it has ended or is too late. The transport says: {reason}"
-            ) from error
         row = leaving.element_size() * leaving[0].numel() if len(leaving) else came.element_size() * came[:1].numel()
         self.traffic.sent += row * (sum(sent) - sent[self.rank])
         self.traffic.received += row * (sum(received) - received[self.rank])

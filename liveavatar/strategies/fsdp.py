@@ -21,6 +21,7 @@ from liveavatar.checkpoint.slab import allocate
 from liveavatar.models.dit.model import AvatarDiT
 from liveavatar.strategies.base import WholeLattice
 from liveavatar.strategies.ranks import RankStrategy
+from liveavatar.strategies.voting import UnitGathers, Voting
 
 WRAPS = ("units", "reference")
 UNSHARDS = ("unit", "whole")
@@ -85,7 +86,8 @@ class FsdpFull(WholeLattice, RankStrategy):
     def place(self, dit: AvatarDiT, source: TensorSource, dtype: torch.dtype) -> None:
         dit.to(dtype)  # all is on meta
         dit.hoist = 0
-        wrapped = shard(dit, self.mesh(), self.wrap, self.reshard_after_forward, self.prefetch, **self.policies())
+        self._mesh = self.mesh()
+        wrapped = shard(dit, self._mesh, self.wrap, self.reshard_after_forward, self.prefetch, **self.policies())
         held = fill_shards(dit, source, self.rest)
         if self.offloads:
             self.traffic.parked = held
@@ -95,6 +97,17 @@ class FsdpFull(WholeLattice, RankStrategy):
             for unit in (*wrapped, dit):
                 assert isinstance(unit, FSDPModule)
                 unit.set_reshard_after_forward(False)
+
+    def take_requests(self, dit: AvatarDiT) -> None:
+        super().take_requests(dit)
+        if self._mesh["shard"].size() > 1:
+            keep = self.unshard == "whole" or not self.reshard_after_forward
+            gathers = UnitGathers(dit.units(), self.prefetch, keep)
+            dit.residency = Voting(gathers, list(dit.units()), self.device, self._mesh.get_group("shard"))
+
+    def linger(self, dit: AvatarDiT) -> None:
+        if isinstance(dit.residency, Voting):
+            dit.residency.linger(lambda: dit([]))
 
     def summary(self) -> str:
         shards = (self.traffic.held or self.traffic.parked) / 1e6

@@ -7,6 +7,7 @@ the tokens that a cell adds go back. The order of keys is that of resident cache
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -110,16 +111,41 @@ class KvRing(Scratch):
             self.traffic.caches_out += source[:, need.hole].nbytes
 
 
+class HostRooms:
+    """Room for caches in host memory, kept from stream to stream: page-locking it anew takes seconds."""
+
+    def __init__(self, traffic: Traffic) -> None:
+        self.traffic = traffic
+        self._free: list[Tensor] = []
+
+    def take(self, nbytes: int, pinned: bool) -> Tensor:
+        """Room of exactly that size; what is in it may be left from another stream."""
+        for place, room in enumerate(self._free):
+            if room.nbytes == nbytes:
+                return self._free.pop(place)
+        room = allocate(nbytes, torch.device("cpu"))
+        if pinned:
+            pin(room)
+        self.traffic.parked += nbytes
+        return room
+
+    def give_back(self, rooms: Sequence[Tensor]) -> None:
+        self._free += rooms
+
+
 class HostCaches(StreamCaches):
     """Rings in host memory (page-locked beside a GPU), sink and rooms on the device."""
 
-    def __init__(self, shape: CacheShape, steps: range, like: Tensor, origin: int, traffic: Traffic) -> None:
-        self.traffic = traffic
+    def __init__(
+        self, shape: CacheShape, steps: range, like: Tensor, origin: int, traffic: Traffic, rooms: HostRooms
+    ) -> None:
+        self.traffic, self._host = traffic, rooms
         super().__init__(shape, steps, like, origin)
-        traffic.parked += sum(ring.k.nbytes + ring.v.nbytes for ring in self.rings)
 
     def _rooms(self, like: Tensor, origin: int) -> tuple[list[RingCache], Scratch]:
-        rings = [_host_ring(self.shape, like, origin) for _ in self.steps]
+        taken: list[Tensor] = []
+        rings = [_host_ring(self.shape, like, origin, self._host, taken) for _ in self.steps]
+        weakref.finalize(self, self._host.give_back, taken)
         return rings, KvRing(self.shape, like, self.traffic)
 
     @property
@@ -128,17 +154,13 @@ class HostCaches(StreamCaches):
         return sum(tensor.nbytes for tensor in held)
 
 
-def _host_ring(shape: CacheShape, like: Tensor, origin: int) -> RingCache:
+def _host_ring(shape: CacheShape, like: Tensor, origin: int, rooms: HostRooms, taken: list[Tensor]) -> RingCache:
     """A ring whose room has exactly the size it needs: PyTorch's own pinned memory comes in powers of two."""
     ring = RingCache.__new__(RingCache)
     ring.shape, ring.origin = shape, origin
     sizes = (shape.layers, 1, shape.ring_tokens, shape.heads, shape.channels)
-    rooms = []
-    for _ in range(2):
-        total = like.element_size() * torch.Size(sizes).numel()
-        room = allocate(total, torch.device("cpu"))
-        if like.device.type == "cuda":
-            pin(room)
-        rooms.append(room.view(like.dtype).view(sizes))
-    ring.k, ring.v = rooms
+    total = like.element_size() * torch.Size(sizes).numel()
+    found = [rooms.take(total, like.device.type == "cuda") for _ in range(2)]
+    taken += found
+    ring.k, ring.v = (room.view(like.dtype).view(sizes) for room in found)
     return ring

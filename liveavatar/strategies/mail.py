@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor
 from liveavatar.sampling.lattice import Cell
 from liveavatar.sampling.relay import Wire
 from liveavatar.strategies.base import Traffic
+from liveavatar.strategies.faults import naming
 
 Part = tuple[str, tuple[int, ...], torch.dtype]
 
@@ -34,21 +34,6 @@ class Message:
     def __str__(self) -> str:
         what = "latents" if self.kind == "latents" else "hidden state"
         return f"{what} of block {self.cell.block}, step {self.cell.step}"
-
-
-@contextmanager
-def _naming(peer: str, what: str) -> Iterator[None]:
-    """A transport's failure as one that says who was waited for, and for what.
-
-    Raises ConnectionError in its place.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
-        raise ConnectionError(
-            f"{peer} has ended or is too late ({what}); what was finished is in the file. The transport says: {reason}"
-        ) from error
 
 
 def layout(wire: Wire, kind: str) -> list[Part]:
@@ -101,8 +86,8 @@ class Rooms:
 class Outbox:
     """Messages to one rank, `most` of a kind under way at once: a room is filled again when its message has left."""
 
-    def __init__(self, wire: Wire, rank: int, peer: str, traffic: Traffic, most: Mapping[str, int]) -> None:
-        self.rank, self.peer, self.traffic, self.most = rank, peer, traffic, most
+    def __init__(self, wire: Wire, rank: int, traffic: Traffic, most: Mapping[str, int]) -> None:
+        self.rank, self.traffic, self.most = rank, traffic, most
         self.rooms = Rooms(wire)
         self._leaving: dict[str, deque[tuple[Message, Tensor, Any]]] = defaultdict(deque)
 
@@ -113,14 +98,14 @@ class Outbox:
         room = self.rooms.take(message.kind)
         for name, view in self.rooms.views(message.kind, room).items():
             view.copy_(tensors[name])
-        with _naming(self.peer, f"it was to take the {message}"):
+        with naming(f"giving it the {message}", self.rank):
             leaving.append((message, room, dist.isend(room, self.rank)))
         self.traffic.sent += room.nbytes
 
     def _settle(self, leaving: deque[tuple[Message, Tensor, Any]]) -> None:
         message, room, work = leaving.popleft()
         if work is not None:
-            with _naming(self.peer, f"it was to take the {message}"):
+            with naming(f"giving it the {message}", self.rank):
                 work.wait()
         self.rooms.give(message.kind, room)
 
@@ -133,8 +118,8 @@ class Outbox:
 class Inbox:
     """Messages from one rank, in the order in which that rank sends them."""
 
-    def __init__(self, wire: Wire, rank: int, peer: str, expected: Iterator[Message], traffic: Traffic) -> None:
-        self.rank, self.peer, self.expected, self.traffic, self.rooms = rank, peer, expected, traffic, Rooms(wire)
+    def __init__(self, wire: Wire, rank: int, expected: Iterator[Message], traffic: Traffic) -> None:
+        self.rank, self.expected, self.traffic, self.rooms = rank, expected, traffic, Rooms(wire)
         self._early: dict[Message, Tensor] = {}
         self._lent: list[tuple[str, Tensor]] = []
         self._coming: tuple[Message, Tensor, Any] | None = None
@@ -146,7 +131,7 @@ class Inbox:
             if self._coming is None:
                 raise RuntimeError(f"rank {self.rank} sends no {message}: the stage tables of the ranks differ")
             come, room, work = self._coming
-            with _naming(self.peer, f"it was to send the {come}"):
+            with naming(f"waiting for the {come}", self.rank):
                 work.wait()
             self.traffic.received += room.nbytes
             self._early[come] = room
@@ -166,5 +151,5 @@ class Inbox:
             self._coming = None
             return
         room = self.rooms.take(message.kind)
-        with _naming(self.peer, f"it was to send the {message}"):
+        with naming(f"waiting for the {message}", self.rank):
             self._coming = (message, room, dist.irecv(room, self.rank))

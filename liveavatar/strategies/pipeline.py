@@ -60,6 +60,8 @@ class Pipeline(StreamingStrategy):
 
     name: str
     sources = ("device", "host", "disk", "peers")
+    computes = ("same",)
+    gathers = False
 
     def __init__(
         self,
@@ -83,6 +85,9 @@ class Pipeline(StreamingStrategy):
     def hoists(self) -> bool:
         """Not in lock-step: every rank brings in the same units in each tick, and prepares at other ticks."""
         return self.source != "peers"
+
+    def role(self, rank: int) -> str:
+        return "" if self.table is None else str(self.table.stages[rank])
 
     def step_groups_of(self, workers: int, steps: int) -> int:
         """How many ranges the steps are cut into."""

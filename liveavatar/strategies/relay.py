@@ -40,7 +40,7 @@ class RankRelay:
         self._text: Tensor | None = None
         for rank in range(len(self.table.stages)):
             if rank != self.rank and next(self._expected(rank, course_of(course, 2)), None) is not None:
-                self._inboxes[rank] = Inbox(wire, rank, self._peer(rank), self._expected(rank, course), self.traffic)
+                self._inboxes[rank] = Inbox(wire, rank, self._expected(rank, course), self.traffic)
 
     def rounds(self) -> Iterator[Round]:
         """This rank's cells in the order of the pipeline's ticks, those of a tick in one round."""
@@ -135,7 +135,7 @@ class RankRelay:
     def _outbox(self, rank: int) -> Outbox:
         if rank not in self._outboxes:
             rooms = self._rooms_towards(rank, course_of(self.course, 8 * self.table.under_way(self.cells) + 16))
-            self._outboxes[rank] = Outbox(self.wire, rank, self._peer(rank), self.traffic, rooms)
+            self._outboxes[rank] = Outbox(self.wire, rank, self.traffic, rooms)
         return self._outboxes[rank]
 
     def _rooms_towards(self, rank: int, course: Course) -> dict[str, int]:
@@ -171,9 +171,6 @@ class RankRelay:
         elif message.kind == "latents":  # the first block, for the new sink
             block, step = self.course.refresh or 0, self.table.stages[rank].steps.start
         return taken.get(Cell(block, step), math.inf)
-
-    def _peer(self, rank: int) -> str:
-        return f"rank {rank} ({self.table.stages[rank]})"
 
     def _ends(self, step: int) -> tuple[int, int]:
         """The ranks that need a step's latents: the first embeds them, the last moves them along."""

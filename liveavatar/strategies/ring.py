@@ -8,7 +8,7 @@ events alone, so the host never waits; on CPU the transport's own handle is wait
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -154,9 +154,13 @@ class SlabRing:
             slot.unit = None
 
     def close(self) -> None:
-        """Wait for what is still on its way, so that nothing writes into memory that is given back."""
+        """Wait for what is still on its way, so that nothing writes into memory that is given back.
+
+        What does not arrive any more has been told where it was needed, or was not needed.
+        """
         for slot in self.slots:
-            self._finish(slot)
+            with suppress(ConnectionError):
+                self._finish(slot)
             slot.unit = None
 
     def _ahead(self) -> list[str]:
@@ -187,6 +191,6 @@ class SlabRing:
 
     @staticmethod
     def _finish(slot: _Slot) -> None:
-        if slot.wait is not None:
-            slot.wait()
-            slot.wait = None
+        wait, slot.wait = slot.wait, None
+        if wait is not None:
+            wait()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from lightning.fabric.strategies import SingleDeviceStrategy
 from torch import Tensor
@@ -44,6 +47,18 @@ class SingleDevice(WholeLattice, SingleDeviceStrategy):
 
     def summary(self) -> str:
         return f"single_device on {self.device}: {self.traffic.held / 1e6:.1f} MB of DiT weights resident"
+
+    def take_requests(self, dit: AvatarDiT) -> None:
+        pass
+
+    def linger(self, dit: AvatarDiT) -> None:
+        pass
+
+    def collect(self, value: Any) -> list[Any]:
+        return [value]
+
+    def watched(self) -> AbstractContextManager[object]:
+        return nullcontext()
 
     def release(self) -> None:
         pass

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,12 +17,18 @@ from torch import Tensor
 from liveavatar.checkpoint.read import TensorSource
 from liveavatar.checkpoint.slab import SlabLayout, allocate
 from liveavatar.strategies.base import Traffic
+from liveavatar.strategies.faults import naming
 from liveavatar.strategies.mates import Mates
 from liveavatar.strategies.ring import Wait
 
 
 def _arrived() -> None:
     """The wait of a copy that was over when it returned, or that is ordered by its stream."""
+
+
+def _wait_for(name: str, work: dist.Work) -> None:
+    with naming(f"gathering unit {name}"):
+        work.wait()
 
 
 class PeerShards:
@@ -36,7 +43,6 @@ class PeerShards:
         mates: Mates,
     ) -> None:
         self.traffic, self.group = traffic, mates.group
-        self.peers = f"ranks {', '.join(str(rank) for rank in mates.ranks)}"
         self.shards: dict[str, Tensor] = {}
         for name, layout in layouts.items():
             size = layout.nbytes // mates.size
@@ -47,21 +53,12 @@ class PeerShards:
 
     def __call__(self, name: str, slot: Tensor) -> Wait:
         shard = self.shards[name]
-        work = dist.all_gather_into_tensor(slot, shard, group=self.group, async_op=True)
+        with naming(f"gathering unit {name}"):
+            work = dist.all_gather_into_tensor(slot, shard, group=self.group, async_op=True)
         self.traffic.received += slot.nbytes - shard.nbytes
         self.traffic.gathered += slot.nbytes - shard.nbytes
         self.traffic.fetches += 1
-        return _arrived if work is None else lambda: self._wait(work, name)
-
-    def _wait(self, work: dist.Work, name: str) -> None:
-        try:
-            work.wait()
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
-            raise ConnectionError(
-                f"{self.peers} were to give their shards of {name}: one of them has ended or is too late; what was "
-                f"finished is in the file. The transport says: {reason}"
-            ) from error
+        return partial(_wait_for, name, work) if work is not None else _arrived
 
     def close(self) -> None:
         self.shards.clear()

@@ -1,8 +1,8 @@
 """Streaming unshard: each unit is brought in just before it computes and let go right after.
 
 The bound on top of the shards is `slots` units, whatever the world size: no copies in or out, no root unit that stays
-gathered. All ranks compute the same request, each the whole of it or, with parallel.ulysses_size, by sequence; the
-output rank shows it.
+gathered. The ranks of a shard group compute the same request, each the whole of it or, with parallel.ulysses_size, by
+sequence, and the output rank shows it; or each computes requests of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from liveavatar.models.dit.model import AvatarDiT
 from liveavatar.strategies.base import WholeLattice
 from liveavatar.strategies.mates import Mates
 from liveavatar.strategies.streaming import StreamingStrategy
+from liveavatar.strategies.voting import Voting
 
 
 class FsdpStream(WholeLattice, StreamingStrategy):
@@ -65,6 +66,19 @@ class FsdpStream(WholeLattice, StreamingStrategy):
         mates = Mates.by(keys, self.global_rank, self.timeout)
         self.stream_in(dit, source, dtype, chosen, mates)
         self._chosen = chosen
+
+    @property
+    def gathers(self) -> bool:
+        return self.world_size > 1 and self.source in ("peers", "auto")
+
+    def take_requests(self, dit: AvatarDiT) -> None:
+        super().take_requests(dit)
+        if self.gathers:  # units from host or disk need no other rank
+            dit.residency = Voting(dit.residency, list(dit.units()), self.device)
+
+    def linger(self, dit: AvatarDiT) -> None:
+        if isinstance(dit.residency, Voting):
+            dit.residency.linger(lambda: dit([]))
 
     def summary(self) -> str:
         return (

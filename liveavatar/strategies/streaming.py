@@ -13,7 +13,7 @@ from liveavatar.checkpoint.slab import SlabLayout, vacate
 from liveavatar.models.dit.cache import CacheShape, StreamCaches
 from liveavatar.models.dit.model import AvatarDiT
 from liveavatar.strategies.base import place_resident
-from liveavatar.strategies.kv import HostCaches
+from liveavatar.strategies.kv import HostCaches, HostRooms
 from liveavatar.strategies.mates import Mates
 from liveavatar.strategies.ranks import RankStrategy
 from liveavatar.strategies.ring import SlabRing
@@ -59,6 +59,7 @@ class StreamingStrategy(RankStrategy):
         self.ring: SlabRing | None = None
         self._bytes: PeerShards | HostSlabs | None = None
         self._mates: Mates | None = None
+        self._rooms = HostRooms(self.traffic)
         self._cold = 0
 
     @property
@@ -67,7 +68,7 @@ class StreamingStrategy(RankStrategy):
 
     def make_caches(self, shape: CacheShape, steps: range, like: Tensor, origin: int) -> StreamCaches:
         if self.caches == "host":
-            return HostCaches(shape, steps, like, origin, self.traffic)
+            return HostCaches(shape, steps, like, origin, self.traffic, self._rooms)
         return super().make_caches(shape, steps, like, origin)
 
     def stream_in(self, dit: AvatarDiT, source: TensorSource, dtype: torch.dtype, where: str, mates: Mates) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from liveavatar.checkpoint.keymap_dit import DIT
 from liveavatar.checkpoint.lora import LoraWeights
-from liveavatar.checkpoint.read import RandomWeights
+from liveavatar.checkpoint.read import RandomWeights, expect
+from tests.scene import meta_dit
 
 NAME = "blocks.0.self_attn.q"
 SHAPE = torch.Size((6, 4))
@@ -67,3 +68,20 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         source = LoraWeights(BASE, _saved(tmp_path, names), DIT)
         with pytest.raises(ValueError, match="is it a LoRA for this model"):
             source.read(f"{NAME}.weight", SHAPE)
+
+
+def test_pairs_for_layers_that_the_model_lacks_are_refused(tmp_path: Path) -> None:
+    down, up = _pair()
+    for far in ("blocks.3.self_attn.q", "audio_injector.injector.2.q"):
+        pairs = {name: dict(zip("AB", _pair(), strict=True)) for name in (NAME, far)}
+        names = {f"{name}.lora_{part}.weight": tensor for name, pair in pairs.items() for part, tensor in pair.items()}
+        source = LoraWeights(BASE, _saved(tmp_path, names), DIT)
+        model = meta_dit()
+        with pytest.raises(ValueError, match=rf"weights\.lora=.*lacks 1 of them.*'{far}\.lora_A\.weight'"):
+            expect(source, {name: parameter.shape for name, parameter in model.named_parameters()})
+    whole = LoraWeights(BASE, _saved(tmp_path, {"blocks.7.self_attn.q.bias": torch.ones(4)}), DIT)
+    with pytest.raises(ValueError, match=r"lacks 1 .*'blocks\.7\.self_attn\.q\.bias'"):
+        expect(whole, {f"{NAME}.weight": SHAPE})
+    fitting = LoraWeights(BASE, _saved(tmp_path, {f"{NAME}.lora_A.weight": down, f"{NAME}.lora_B.weight": up}), DIT)
+    expect(fitting, {f"{NAME}.weight": SHAPE})
+    expect(BASE, {})  # a source without names of its own has nothing to say

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -192,3 +193,56 @@ def test_a_cut_that_cannot_work_is_refused_before_weights_load(tmp_path: Path) -
     assert "parallel.decode=rank takes a rank of its own: use fabric.devices=2" in done.stderr
     assert "Traceback" not in done.stderr
     assert "weights: random" not in done.stderr  # said when they have come to life
+
+
+LINES = (
+    {"max_seconds": 1.4, "name": "long"},
+    {"image": "long.png", "name": "flat"},  # too flat for its area: found when it is fitted, on weights that are loaded
+    {"seed": 2, "max_seconds": 0.5, "size": "96*96", "name": "small"},
+    {"image": "gone.png"},
+)
+
+
+def _listed(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """The command with a list of four requests, of which two can be met."""
+    folder.mkdir()
+    Image.new("RGB", (640, 64)).save(folder / "long.png")
+    (folder / "list.jsonl").write_text("\n".join(json.dumps(line) for line in LINES))
+    more = ["requests=list.jsonl", "output.dir=run", "output.latents=l.safetensors", "model.size_multiple=16"]
+    command = [sys.executable, "-m", "liveavatar.infer", *ASKED, "request.size=128*128", *more, *options]
+    return subprocess.run(
+        command, cwd=folder, env=clean_environment(), capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def listed_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "listed"
+    assert _listed(folder).returncode == 1
+    return folder / "run"
+
+
+@pytest.mark.parametrize(
+    ("options", "ranks"),
+    [(("+strategy=fsdp_stream",), {0, 1}), (("+strategy=diagonal_pipeline",), {0})],
+    ids=["fsdp_stream", "diagonal_pipeline"],
+)
+def test_a_list_of_requests_on_two_ranks(
+    tmp_path: Path, listed_alone: Path, options: tuple[str, ...], ranks: set[int]
+) -> None:
+    done = _listed(tmp_path / "two", *options, "fabric.devices=2")
+    assert done.returncode == 1, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    assert f"parallel.ranks={'requests' if len(ranks) > 1 else 'same'}" in done.stderr
+    run = tmp_path / "two" / "run"
+    rows = [json.loads(line) for line in (run / "requests.jsonl").read_text().splitlines()]
+    assert [row["status"] for row in rows] == ["finished", "failed", "finished", "refused"]
+    assert "no side may be under 64" in rows[1]["error"]
+    assert {row["rank"] for row in rows if row["rank"] is not None} == ranks
+    for name in ("0001-long", "0003-small"):
+        ours, theirs = load_file(run / name / "l.safetensors"), load_file(listed_alone / name / "l.safetensors")
+        assert list(ours) == list(theirs)
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+        assert (run / name / "run.log").read_text().count("picture") == 1
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert (metrics["requests/finished"], metrics["requests/failed"], metrics["run/finished"]) == (2, 2, False)

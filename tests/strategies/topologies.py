@@ -10,11 +10,14 @@ import torch
 from liveavatar.models.dit.model import AvatarDiT
 from liveavatar.strategies.fsdp import FsdpFull, HsdpOffload
 from liveavatar.strategies.pipeline import DiagonalPipeline, TimestepPipeline
+from liveavatar.strategies.replicated import Replicated
 from liveavatar.strategies.stream import FsdpStream
 from tests.scene import meta_dit
 from tests.strategies.cases import BLOCKS
 
-KINDS = {kind.name: kind for kind in (DiagonalPipeline, TimestepPipeline, FsdpFull, HsdpOffload, FsdpStream)}
+KINDS = {
+    kind.name: kind for kind in (DiagonalPipeline, TimestepPipeline, FsdpFull, HsdpOffload, FsdpStream, Replicated)
+}
 TIMEOUT_S = 60.0
 WIDE = {"num_layers": 6, "audio_inject_layers": (0, 2, 5)}
 """Twice the layers of micro: for more ranks than it has layers."""

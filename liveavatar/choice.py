@@ -1,0 +1,62 @@
+"""What a configuration chose, constructed and checked before a process is started or a weight is read."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from omegaconf import DictConfig
+
+from liveavatar.checkpoint.read import TensorSource
+from liveavatar.config import make
+from liveavatar.intake import SpeechSettings
+from liveavatar.sampling.conditioning import RolloutSettings
+from liveavatar.sampling.scheduler import EulerSampler
+from liveavatar.settings import hoists, in_flight, make_fabric, ranks_compute, storage_type, thread_count
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a configuration chose, checked and constructed; no process is started and no weight is read yet."""
+
+    strategy: Any
+    sampler: EulerSampler
+    rollout: RolloutSettings
+    speech: SpeechSettings
+    source: TensorSource
+    threads: int
+    dtypes: tuple[torch.dtype, torch.dtype]
+    cells: int
+    fabric: Fabric
+    ranks: str
+    hoist: int
+
+    def launch(self) -> None:
+        """Start or meet the other processes."""
+        for library in ("lightning.fabric", "lightning.pytorch"):  # their banner says nothing that our log does not
+            logging.getLogger(library).setLevel(logging.WARNING)
+        with self.strategy.watched():
+            self.fabric.launch()
+        torch.set_num_threads(self.threads)
+
+
+def choose(cfg: DictConfig) -> Chosen:
+    """Construct all but the models. Raises ValueError, naming the key, for what cannot work together."""
+    strategy, sampler = make(cfg.strategy, "strategy"), make(cfg.sampler, "sampler")
+    rollout, speech = make(cfg.rollout, "rollout"), make(cfg.speech, "speech")
+    source: TensorSource = make(cfg.weights, "weights")
+    threads = thread_count(cfg)
+    dtypes = storage_type(cfg, "dit"), storage_type(cfg, "encoders")
+    cells = in_flight(cfg, strategy, sampler.steps, rollout.mode)
+    fabric = make_fabric(cfg, strategy)
+    ranks = ranks_compute(cfg, strategy)
+    if rollout.mode == "clipwise" and fabric.world_size > 1 and ranks == "same":
+        raise ValueError(
+            f"rollout=clipwise runs on one device, and fabric.devices={cfg.fabric.devices}: "
+            "use rollout=streaming, or fabric.devices=1"
+        )
+    hoist = hoists(cfg, strategy, ranks)
+    return Chosen(strategy, sampler, rollout, speech, source, threads, dtypes, cells, fabric, ranks, hoist)
