@@ -153,6 +153,5 @@ def test_a_division_that_cannot_work_is_refused(folder: Path) -> None:
         "+strategy=diagonal_pipeline",
         "parallel.ranks=requests",
     )
-    refused(r"parallel\.ranks=same, but strategy replicated", "+strategy=replicated", "parallel.ranks=same")
-    refused(r"requests=list\.jsonl", "+strategy=replicated", "fabric.devices=2", alone, "output.latents=null")
     refused(r"requests=list\.jsonl", "+strategy=fsdp_stream", apart, alone, "output.latents=null")
+    refused(r"parallel\.ranks=requests gives each", "+strategy=fsdp_stream", apart, "parallel.ulysses_size=2")

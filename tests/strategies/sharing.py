@@ -14,7 +14,7 @@ from torch import Tensor
 
 from liveavatar.checkpoint.read import RandomWeights
 from liveavatar.models.dit.model import AvatarDiT
-from liveavatar.strategies.lockstep import LockStep
+from liveavatar.strategies.voting import Voting
 from tests.scene import conditioning, latents_of, make_rollout, meta_dit
 from tests.strategies.topologies import KINDS, TIMEOUT_S
 from tests.strategies.topology_worker import Late, launched
@@ -94,10 +94,11 @@ def run(case: Sharing, folder: Path) -> None:
     """All requests of this rank, and then the passes that the others still need."""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     strategy, model = launched(KINDS[case.strategy](timeout_s=TIMEOUT_S, **case.options), world), meta_dit()
+    model.hoist = int(strategy.hoists and not strategy.gathers)
     strategy.arrange(model, STEPS, "inline")
     strategy.place(model, RandomWeights(0), torch.float32)
     strategy.take_requests(model)
-    lock = model.residency if isinstance(model.residency, LockStep) else None
+    lock = model.residency if isinstance(model.residency, Voting) else None
     if case.delays and lock is not None:
         lock.within = Late(lock.within, rank)
     found: dict[str, Tensor] = {}
