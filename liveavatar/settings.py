@@ -114,8 +114,8 @@ def ranks_compute(cfg: DictConfig, strategy: Any) -> str:
         return asked or known[0]
     if asked == "requests":
         raise ValueError(
-            "parallel.ranks=requests gives each rank a request of its own, and there is one request: name a list, as in "
-            "requests=list.jsonl, or leave parallel.ranks out"
+            "parallel.ranks=requests gives each rank a request of its own, and there is one request: name a list, as "
+            "in requests=list.jsonl, or leave parallel.ranks out"
         )
     return "same"
 
