@@ -108,11 +108,11 @@ class Outbox:
 
     def put(self, message: Message, tensors: dict[str, Tensor]) -> None:
         room = self.rooms.next(message.kind)
-        self._settle(room.data_ptr())
+        self._settle(id(room))
         for name, view in self.rooms.views(message.kind, room).items():
             view.copy_(tensors[name])
         with _naming(self.peer, f"it was to take the {message}"):
-            self._leaving[room.data_ptr()] = message, dist.isend(room, self.rank)
+            self._leaving[id(room)] = message, dist.isend(room, self.rank)
         self.traffic.sent += room.nbytes
 
     def _settle(self, room: int) -> None:
