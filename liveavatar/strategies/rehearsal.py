@@ -103,6 +103,7 @@ def rehearse(
     Raises what the strategy raises for a division that cannot work, and RuntimeError inside a real process group.
     """
     dit.to(dtype)
+    voice = _Voice(stage.actors, dit.embed.audio_encoder.weights.shape[1], _features(dit), dtype)
     numbers = [float(level) for level in sampler.sigmas], [float(t) for t in sampler.timesteps]
     with _group(strategy, ranks, rank):
         strategy.arrange(dit, sampler.steps, decode)
@@ -116,7 +117,7 @@ def rehearse(
             _tell_apart(strategy, dit, tracker)
             levels = _Levels(sampler, *numbers)
             with tracker.roles("caches"):
-                rollout = _rollout(dit, strategy, levels, settings, stage, dtype)
+                rollout = _rollout(dit, strategy, levels, settings, stage, voice)
             if isinstance(rollout.caches, HostCaches):
                 tracker.register(HOST, [tensor for ring in rollout.caches.rings for tensor in (ring.k, ring.v)])
             tracker.register("caches", rollout.caches.scratch.tensors)
@@ -133,16 +134,14 @@ def rehearse(
 
 
 def _rollout(
-    dit: AvatarDiT, strategy: Any, sampler: Any, settings: RolloutSettings, stage: Stage, dtype: torch.dtype
+    dit: AvatarDiT, strategy: Any, sampler: Any, settings: RolloutSettings, stage: Stage, voice: _Voice
 ) -> Rollout:
-    picture = (dit.in_dim, 1, stage.h, stage.w)
-    encoder = dit.embed.audio_encoder
-    features = encoder.conv1_local.conv.in_channels
+    picture, dtype = (dit.in_dim, 1, stage.h, stage.w), voice.dtype
     conditioning = Conditioning(
         text=torch.empty(1, WORDS, dit.embed.text_embedding[0].in_features, dtype=dtype),  # type: ignore[arg-type]
         reference=torch.empty(1, *picture, dtype=dtype),
         motion=torch.empty(1, dit.in_dim, MOTION_LATENTS, stage.h, stage.w, dtype=dtype),
-        audio=_Voice(stage.actors, encoder.weights.shape[1], features, dtype),
+        audio=voice,
         pose=NoPose(torch.empty(1, dit.in_dim, BLOCK_LATENTS, stage.h, stage.w, dtype=dtype)),
     )
     relay = strategy.relay(sampler.steps, stage.cells_in_flight)
@@ -150,6 +149,10 @@ def _rollout(
     return Rollout(
         dit, conditioning, sampler, settings, _Noise(), lambda *_: low, relay=relay, caches=strategy.make_caches
     )
+
+
+def _features(dit: AvatarDiT) -> int:
+    return dit.embed.audio_encoder.conv1_local.conv.in_channels
 
 
 class _Levels(EulerSampler):
