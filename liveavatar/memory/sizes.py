@@ -65,10 +65,19 @@ class DitSizes:
 
     def slab(self, unit: str, item: int, parts: int = 1) -> int:
         """Bytes of a unit's slab: each parameter aligned, the whole divisible among `parts` ranks."""
-        return _up(sum(_up(size * item, ALIGN) for size in self.units[unit]), ALIGN * parts)
+        key = unit, item, parts
+        if key not in self._slabs:
+            self._slabs[key] = _up(sum(_up(size * item, ALIGN) for size in self.units[unit]), ALIGN * parts)
+        return self._slabs[key]
+
+    @cached_property
+    def _slabs(self) -> dict[tuple[str, int, int], int]:
+        return {}
 
     def stage(self, layers: range) -> list[str]:
         """The units of a stage: `embed` goes with the first layer, `head` with the last."""
+        if len(layers) == self.layers:
+            return list(self.units)
         names = ["embed"] if 0 in layers else []
         for layer in layers:
             names.append(f"blocks.{layer}")
