@@ -175,6 +175,11 @@ class RankPlan:
     def total(self, phase: str) -> int:
         return sum(self.phases[phase].values())
 
+    def playing(self, without: Sequence[str]) -> int:
+        """The largest moment of denoising, some parts left out."""
+        moments = (self.phases[phase].items() for phase in ("prefill", "steady"))
+        return max(sum(size for name, size in parts if name not in without) for parts in moments)
+
     @cached_property
     def peak_phase(self) -> str:
         return max(PHASES, key=self.total)
@@ -196,6 +201,10 @@ class Plan:
     @property
     def peak(self) -> int:
         return max(rank.peak for rank in self.ranks)
+
+    def fullest(self, without: Sequence[str]) -> int:
+        """The rank with the largest moment of denoising, some parts left out."""
+        return max(range(len(self.ranks)), key=lambda rank: self.ranks[rank].playing(without))
 
     @property
     def worst(self) -> int:

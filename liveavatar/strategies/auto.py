@@ -255,6 +255,8 @@ def ask_of(cfg: Any) -> Ask:
         if value not in ITEMS:
             name = f"plan.{key}" if key in kinds else f"precision.{key}"
             raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(ITEMS)}")
+    if cfg.memory.text not in ("freed", "resident"):
+        raise ValueError(f"memory.text={cfg.memory.text!r} is unknown; write freed or resident")
     if not isinstance(cfg.sampler.steps, int) or not 1 <= cfg.sampler.steps <= 8:
         raise ValueError(f"sampler.steps={cfg.sampler.steps}: a block is denoised in 1 to 8 steps")
     return Ask.of(
@@ -263,7 +265,7 @@ def ask_of(cfg: Any) -> Ask:
         steps=cfg.sampler.steps,
         precision=precision,
         encoders=encoders,
-        text=told.get("text", "freed"),
+        text=cfg.memory.text,
         hoisted=bool(told.get("hoist", False)),
         refresh=cfg.rollout.frames_per_clip // 12,
         **kinds,

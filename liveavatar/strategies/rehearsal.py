@@ -10,6 +10,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from liveavatar.memory.tracker import HOST, Peak, StorageTracker
 from liveavatar.models.dit.context import MOTION_LATENTS
 from liveavatar.models.dit.model import AvatarDiT
+from liveavatar.models.dit.state import CellInput, CellState
 from liveavatar.sampling.conditioning import Conditioning, NoPose, RolloutSettings, SinkPlan
 from liveavatar.sampling.rollout import Rollout
 from liveavatar.sampling.scheduler import EulerSampler
@@ -52,7 +54,10 @@ class Rehearsed:
 
 @dataclass(frozen=True)
 class Stage:
-    """What is rehearsed: the latent picture, how many blocks, and the block that renews the sink."""
+    """What is rehearsed: the latent picture, and how much of a stream.
+
+    `rounds` ends the rehearsal early (None: all of the blocks): the largest moments come in the first ones.
+    """
 
     h: int
     w: int
@@ -60,6 +65,7 @@ class Stage:
     refresh: int | None = None
     actors: int = 1
     cells_in_flight: int = 1
+    rounds: int | None = None
 
 
 class _Empty:
@@ -126,11 +132,44 @@ def rehearse(
             tracker.watch({"root": dit, **dit.units()})
             given = rollout.conditioning
             plan = SinkPlan(given.reference, lambda: given.motion, refresh=stage.refresh)
-            for _ in rollout.blocks(stage.blocks, plan):
-                pass
+            _play(rollout, stage, plan)
             strategy.release()
         unit, peak = tracker.peak
         return Rehearsed(rank, weights, caches, tracker.held[HOST], unit, peak, dict(tracker.peaks))
+
+
+def _play(rollout: Rollout, stage: Stage, plan: SinkPlan) -> None:
+    """The blocks of a stage, or its first rounds."""
+    relay = rollout.relay
+    rounds = relay.rounds
+    relay.rounds = lambda: islice(rounds(), stage.rounds)  # type: ignore[method-assign]
+    for _ in rollout.blocks(stage.blocks, plan):
+        pass
+
+
+def one_cell(dit: AvatarDiT, mesh_of: FsdpFull, h: int, w: int, dtype: torch.dtype, ranks: int) -> Peak:
+    """The peak of one forward of one cell under FSDP2 without any cache: what published tables of weights show."""
+    dit.to(dtype)
+    voice = _Voice(1, dit.embed.audio_encoder.weights.shape[1], _features(dit), dtype)
+    with _group(mesh_of, ranks, 0):
+        mesh = mesh_of.mesh()
+        mesh_of.mesh = lambda: mesh
+        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), StorageTracker() as tracker:
+            with tracker.roles("weights"):
+                mesh_of.place(dit, _Empty(), dtype)
+            tracker.watch({"root": dit, **dit.units()})
+            picture = (1, dit.in_dim, BLOCK_LATENTS, h, w)
+            text = torch.empty(1, WORDS, dit.embed.text_embedding[0].in_features, dtype=dtype)  # type: ignore[arg-type]
+            latents, pose = torch.empty(picture, dtype=dtype), torch.empty(picture, dtype=dtype)
+            dit([CellState(CellInput(latents, 1000.0, pose, voice.block(0), text), _Alone())])
+        return tracker.peak[1]
+
+
+class _Alone:
+    """No past: a cell that sees its own tokens."""
+
+    def exchange(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return q, k, v
 
 
 def _rollout(

@@ -31,7 +31,7 @@ class FsdpStream(WholeLattice, RankStrategy):
 
     source: `peers`, shards on the ranks; `host`, one copy in each machine's memory; `disk`, one mapped file in
         `spill_dir` (null: the system's folder for temporary files); `auto`, peers above one rank and host at one.
-    resident: transformer blocks that stay on the device for good, spread evenly: an even spread lets copies and
+    resident: transformer blocks (or, in a configuration, `auto`: as many as the device has room for) that stay on the device for good, spread evenly: an even spread lets copies and
         computation overlap where a prefix would not.
     caches: `device`, or `host`: the rings of all steps rest in host memory and pass through two rooms on the device.
     cells_in_flight: independent cells that share each arrival of a unit; None leaves it to the schedule.
@@ -46,7 +46,7 @@ class FsdpStream(WholeLattice, RankStrategy):
         self,
         slots: int = 2,
         source: str = "auto",
-        resident: int = 0,
+        resident: int | str = 0,
         caches: str = "device",
         cells_in_flight: int | None = None,
         spill_dir: str | None = None,
@@ -59,6 +59,11 @@ class FsdpStream(WholeLattice, RankStrategy):
             )
         if source not in SOURCES:
             raise ValueError(f"strategy.source={source!r} is unknown; choose one of {', '.join(SOURCES)}")
+        if isinstance(resident, str):
+            raise ValueError(
+                f"strategy.resident={resident!r}: a strategy takes a number of transformer blocks; `auto` is settled "
+                "from the memory of the device when a run is assembled"
+            )
         if resident < 0:
             raise ValueError(f"strategy.resident={resident} cannot be negative: it counts transformer blocks")
         if caches not in ("device", "host"):
