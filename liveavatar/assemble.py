@@ -27,7 +27,7 @@ from liveavatar.sampling.scheduler import EulerSampler
 from liveavatar.session import AvatarSession, Stream
 from liveavatar.settings import in_flight, make_fabric, make_request, settled, storage_type, thread_count
 from liveavatar.sinks import Fanout, LatentSink, NullSink, ProgressSink
-from liveavatar.strategies.auto import ask_of, best, options
+from liveavatar.strategies.auto import ask_of, best, choose, options
 from liveavatar.strategies.rehearsal import Stage, rehearse
 from liveavatar.tracking import check_output_file, make_run_directory, stamp, start_log, write_metrics
 from liveavatar.types import AvatarRequest, Sink, VideoChunk
@@ -208,13 +208,17 @@ def build_parts(
 def rehearsals(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     """The best way of each strategy that the runtime has, played on fake tensors, beside what the plan says of it.
 
-    Only the fullest rank is played. Raises ValueError for a configuration that cannot be planned.
+    Only the fullest rank is played, and of the strategies `plan.only` (null: the two that the plan prefers). Raises ValueError for a configuration that cannot be planned.
     """
     ask, topology = ask_of(cfg), make(cfg.topology, "topology")
-    told = {}
-    for label, ways in options(ask, topology).items():
-        way = best([way for way in ways if not way.plan.setup.missing] or ways)
-        if way.plan.setup.missing or cfg.plan.only not in (None, label):
+    found, told = options(ask, topology), {}
+    wanted = [way.label for way in choose(found)][:2] if cfg.plan.only is None else [cfg.plan.only]
+    wanted = [label for label in found if label in wanted or "all" in wanted]
+    if not wanted and cfg.plan.only is not None:
+        raise ValueError(f"plan.only={cfg.plan.only} is none of {', '.join(found)}; all plays every one")
+    for label in wanted:
+        way = best([way for way in found[label] if not way.plan.setup.missing] or found[label])
+        if way.plan.setup.missing:
             continue
         setup, rank = way.plan.setup, way.plan.fullest(AWAY)
         began = time.perf_counter()

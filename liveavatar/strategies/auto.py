@@ -133,7 +133,7 @@ def setups(ask: Ask, topology: Topology) -> Iterator[tuple[str, Setup]]:
         for prefetch, settings in ((1, ()), (0, ("strategy.prefetch=0",))):
             yield "fsdp_full", Setup("fsdp_full", settings, ranks, "shards", prefetch=prefetch)
         yield "hsdp_offload", Setup("hsdp_offload", (), ranks, "shards", offload=True)
-        stages = _rows(step_table(ranks, steps, ask.dit.layer_costs()))
+        stages = _rows(step_table(ranks, steps, ask.dit.layer_costs(), ranks == steps + 1))
         named = ("timestep_pipeline", (), ranks, "shards")
         yield "reference_tpp", Setup(*named, wrap="reference", stages=stages, missing=REFERENCE)
 

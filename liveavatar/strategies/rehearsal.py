@@ -109,7 +109,7 @@ def rehearse(
     Raises what the strategy raises for a division that cannot work, and RuntimeError inside a real process group.
     """
     dit.to(dtype)
-    voice = _Voice(stage.actors, dit.embed.audio_encoder.weights.shape[1], _features(dit), dtype)
+    voice = _Voice(stage.actors, *dit.audio, dtype)
     numbers = [float(level) for level in sampler.sigmas], [float(t) for t in sampler.timesteps]
     with _group(strategy, ranks, rank):
         strategy.arrange(dit, sampler.steps, decode)
@@ -147,22 +147,26 @@ def _play(rollout: Rollout, stage: Stage, plan: SinkPlan) -> None:
         pass
 
 
-def one_cell(dit: AvatarDiT, mesh_of: FsdpFull, h: int, w: int, dtype: torch.dtype, ranks: int) -> Peak:
+def one_cell(
+    dit: AvatarDiT, strategy: FsdpFull, h: int, w: int, dtype: torch.dtype, ranks: int, actors: int = 1
+) -> Rehearsed:
     """The peak of one forward of one cell under FSDP2 without any cache: what published tables of weights show."""
     dit.to(dtype)
-    voice = _Voice(1, dit.embed.audio_encoder.weights.shape[1], _features(dit), dtype)
-    with _group(mesh_of, ranks, 0):
-        mesh = mesh_of.mesh()
-        mesh_of.mesh = lambda: mesh
+    voice = _Voice(actors, *dit.audio, dtype)
+    with _group(strategy, ranks, 0):
+        mesh = strategy.mesh()
+        strategy.mesh = lambda: mesh
         with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), StorageTracker() as tracker:
             with tracker.roles("weights"):
-                mesh_of.place(dit, _Empty(), dtype)
+                strategy.place(dit, _Empty(), dtype)
+            _tell_apart(strategy, dit, tracker)
+            weights = tracker.held["weights"]
             tracker.watch({"root": dit, **dit.units()})
-            picture = (1, dit.in_dim, BLOCK_LATENTS, h, w)
-            text = torch.empty(1, WORDS, dit.embed.text_embedding[0].in_features, dtype=dtype)  # type: ignore[arg-type]
-            latents, pose = torch.empty(picture, dtype=dtype), torch.empty(picture, dtype=dtype)
+            latents, pose = (torch.empty(1, dit.in_dim, BLOCK_LATENTS, h, w, dtype=dtype) for _ in range(2))
+            text = torch.empty(1, WORDS, dit.text_dim, dtype=dtype)
             dit([CellState(CellInput(latents, 1000.0, pose, voice.block(0), text), _Alone())])
-        return tracker.peak[1]
+        unit, peak = tracker.peak
+        return Rehearsed(0, weights, 0, tracker.held[HOST], unit, peak, dict(tracker.peaks))
 
 
 class _Alone:
@@ -177,7 +181,7 @@ def _rollout(
 ) -> Rollout:
     picture, dtype = (dit.in_dim, 1, stage.h, stage.w), voice.dtype
     conditioning = Conditioning(
-        text=torch.empty(1, WORDS, dit.embed.text_embedding[0].in_features, dtype=dtype),  # type: ignore[arg-type]
+        text=torch.empty(1, WORDS, dit.text_dim, dtype=dtype),
         reference=torch.empty(1, *picture, dtype=dtype),
         motion=torch.empty(1, dit.in_dim, MOTION_LATENTS, stage.h, stage.w, dtype=dtype),
         audio=voice,
@@ -188,10 +192,6 @@ def _rollout(
     return Rollout(
         dit, conditioning, sampler, settings, _Noise(), lambda *_: low, relay=relay, caches=strategy.make_caches
     )
-
-
-def _features(dit: AvatarDiT) -> int:
-    return dit.embed.audio_encoder.conv1_local.conv.in_channels
 
 
 class _Levels(EulerSampler):
