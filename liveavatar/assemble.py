@@ -20,7 +20,7 @@ from liveavatar.checkpoint.load import Lent, materialise
 from liveavatar.checkpoint.read import TensorSource
 from liveavatar.config import conf_dir, make
 from liveavatar.intake import Parts, check_request
-from liveavatar.memory.plan import GB
+from liveavatar.memory.given import GB
 from liveavatar.memory.profiler import PeakMemory
 from liveavatar.metrics.speed import SpeedMeter
 from liveavatar.sampling.scheduler import EulerSampler
@@ -208,7 +208,8 @@ def build_parts(
 def rehearsals(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     """The best way of each strategy that the runtime has, played on fake tensors, beside what the plan says of it.
 
-    Only the fullest rank is played, and of the strategies `plan.only` (null: the two that the plan prefers). Raises ValueError for a configuration that cannot be planned.
+    Only the fullest rank is played, and of the strategies `plan.only` (null: the two that the plan prefers). Raises
+    ValueError for a configuration that cannot be planned.
     """
     ask, topology = ask_of(cfg), make(cfg.topology, "topology")
     found, told = options(ask, topology), {}

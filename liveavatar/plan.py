@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import hydra
 
 from liveavatar.config import conf_dir, make, quoted, register_resolvers
-from liveavatar.memory.plan import GB, PHASES, Ask, Topology
+from liveavatar.memory.given import GB, Ask, Topology
+from liveavatar.memory.plan import PHASES
 from liveavatar.strategies.auto import Option, advice, ask_of, best, choose, options
 
 if TYPE_CHECKING:
@@ -98,7 +99,9 @@ def show(told: dict[str, Any]) -> None:
         peaks = row["peak_gb"]
         span = f"{max(peaks):.1f}" if max(peaks) - min(peaks) < 0.05 else f"{min(peaks):.1f}-{max(peaks):.1f}"
         mark = "chosen" if label == told["chosen"] else "runner-up" if label == told["runner_up"] else "fits"
-        verdict = f"{mark if row['available'] else 'fits'}" if row["fits"] else f"{row['excess_bytes']:,} bytes too many"
+        verdict = (
+            f"{mark if row['available'] else 'fits'}" if row["fits"] else f"{row['excess_bytes']:,} bytes too many"
+        )
         verdict += f"; {row['missing']}" if row["missing"] else ""
         verdict += f"; {row['advice']}" if row["advice"] and not row["fits"] else ""
         seconds = f"{row['seconds_per_12_frames']:.2f}"
@@ -109,7 +112,9 @@ def show(told: dict[str, Any]) -> None:
         console.print("Nothing that runs today fits: see the last column for what would.")
         return
     parts = told["strategies"][told["chosen"]]["parts"]
-    held = ", ".join(f"{name} {size / GB:.2f}" for name, size in sorted(parts.items(), key=lambda p: -p[1]) if size > 5e6)
+    held = ", ".join(
+        f"{name} {size / GB:.2f}" for name, size in sorted(parts.items(), key=lambda p: -p[1]) if size > 5e6
+    )
     console.print(f"{told['chosen']}, GB on its fullest rank ({told['strategies'][told['chosen']]['where']}): {held}")
     console.print(told["command"], soft_wrap=True, highlight=False)
 

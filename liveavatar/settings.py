@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from liveavatar.config import conf_dir, make
 from liveavatar.media.image import parse_area
-from liveavatar.memory.plan import GB, Setup, Topology
+from liveavatar.memory.given import GB, Setup, Topology
 from liveavatar.strategies.auto import advice, ask_of, choose, most_resident, options
 from liveavatar.types import AvatarRequest
 
@@ -140,7 +140,7 @@ def _chosen(cfg: DictConfig) -> tuple[DictConfig, str]:
         raise ValueError(f"+strategy=auto: nothing fits {topology.name} ({topology.device_gb:.1f} GB a device). {told}")
     way, setup = order[0], order[0].plan.setup
     node = OmegaConf.load(Path(conf_dir()) / "strategy" / f"{setup.strategy}.yaml")
-    plain = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "strategy"])
+    plain = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "strategy"])
     laid = [word for word in setup.overrides if not word.startswith("+")]
     laid += [] if setup.ranks > 1 else ["fabric.devices=1"]
     OmegaConf.set_struct(plain, False)
@@ -149,9 +149,9 @@ def _chosen(cfg: DictConfig) -> tuple[DictConfig, str]:
     needs = max(rank.peak for rank in way.plan.ranks) / GB + topology.margin_gb
     others = f"; next best {order[1].label}" if len(order) > 1 else ""
     reason = (
-        f"auto: {' '.join(setup.overrides) or 'single_device'}, for it needs {needs:.2f} of {topology.device_gb:.1f} GB "
-        f"a device on {topology.name} and is the fastest that fits (about {way.pace.seconds:.3g} s for 12 frames, bound "
-        f"by {way.pace.bound_by}){others}"
+        f"auto: {' '.join(setup.overrides) or 'single_device'}, for it needs {needs:.2f} of {topology.device_gb:.1f} "
+        f"GB a device on {topology.name} and is the fastest that fits (about {way.pace.seconds:.3g} s for 12 frames, "
+        f"bound by {way.pace.bound_by}){others}"
     )
     return merged, reason
 

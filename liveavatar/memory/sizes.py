@@ -112,7 +112,7 @@ def _embed(node: Mapping[str, Any]) -> list[int]:
     sizes += [4 * inputs * d, d, 32 * inputs * d, d, 256 * inputs * d, d]
     sizes += [*linear(node["text_dim"], d), *linear(d, d), *linear(freq, d), *linear(d, d), *linear(d, 6 * d)]
     sizes += [node["audio_layers"], d, *linear(3 * audio, d), *linear(3 * audio, d // 4)]
-    return sizes + [*linear(3 * d // 4, d // 2), *linear(3 * (d // 2), d), *linear(d, d)]
+    return [*sizes, *linear(3 * d // 4, d // 2), *linear(3 * (d // 2), d), *linear(d, d)]
 
 
 def text_params(node: Mapping[str, Any]) -> int:

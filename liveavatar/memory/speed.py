@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from liveavatar.memory.plan import GB, Ask, Plan, Topology
+from liveavatar.memory.given import GB, Ask, Topology
+from liveavatar.memory.plan import Plan
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds per block on the slowest rank, by what they are spent on; the largest binds, for the rest hides behind it.
+    """Seconds per block on the slowest rank, by what they are spent on; the largest binds, the rest hides behind it.
 
     Decoding shares the device with denoising where a rank does both, and adds to its work.
     """
@@ -63,7 +64,9 @@ def pace(ask: Ask, plan: Plan, topology: Topology) -> Pace:
     costs, total = ask.dit.layer_costs(), ask.dit.params
     stages = setup.stages or ((range(ask.steps), range(ask.dit.layers)),)
     work = [len(steps) * cell * sum(costs[i] for i in layers) / total / setup.ulysses for steps, layers in stages]
-    busiest = max(range(len(work)), key=lambda rank: work[rank] + topology.decode_s * _scale(ask) * (rank == setup.shows))
+    busiest = max(
+        range(len(work)), key=lambda rank: work[rank] + topology.decode_s * _scale(ask) * (rank == setup.shows)
+    )
     decode = topology.decode_s * _scale(ask) if busiest == setup.shows else 0.0
     passes = max(len(steps) for steps, _ in stages) / setup.cells
     host, peers, disk = 0.0, 0.0, 0.0

@@ -110,7 +110,8 @@ class StorageTracker(TorchDispatchMode):
                 tracker._mark()
             return done
 
-        torch.UntypedStorage.resize_ = resize  # FSDP2 gives gathered weights back by shrinking their storage
+        # FSDP2 gives gathered weights back by shrinking their storage
+        torch.UntypedStorage.resize_ = resize  # type: ignore[assignment]
         return super().__enter__()
 
     def __exit__(self, *ended: Any) -> None:

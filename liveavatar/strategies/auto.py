@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from liveavatar.config import conf_dir
-from liveavatar.memory.plan import GB, ITEMS, Ask, Plan, RankPlan, Setup, Topology, draw_up, smaller
+from liveavatar.memory.given import GB, ITEMS, Ask, Setup, Topology
+from liveavatar.memory.plan import Plan, RankPlan, draw_up, smaller
 from liveavatar.memory.sizes import picture
 from liveavatar.memory.speed import Pace, pace
 from liveavatar.sampling.lattice import Round, wavefront
@@ -147,15 +148,18 @@ def _streams(ask: Ask, ranks: int, steps: int) -> Iterator[tuple[str, Setup]]:
                 settings = [f"strategy.source={source}"]
                 settings += [f"strategy.caches={caches}"] if caches == "host" else []
                 settings += [f"strategy.cells_in_flight={cells}"] if cells > 1 else []
-                yield "fsdp_stream", Setup(
+                yield (
                     "fsdp_stream",
-                    tuple(settings),
-                    ranks,
-                    source,
-                    cells=cells,
-                    resident=-1,
-                    caches=caches,
-                    second_sinks=frozenset(range(ranks)) if twice else frozenset(),
+                    Setup(
+                        "fsdp_stream",
+                        tuple(settings),
+                        ranks,
+                        source,
+                        cells=cells,
+                        resident=-1,
+                        caches=caches,
+                        second_sinks=frozenset(range(ranks)) if twice else frozenset(),
+                    ),
                 )
 
 
@@ -270,5 +274,3 @@ def ask_of(cfg: Any) -> Ask:
         refresh=cfg.rollout.frames_per_clip // 12,
         **kinds,
     )
-
-

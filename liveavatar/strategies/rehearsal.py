@@ -113,9 +113,8 @@ def rehearse(
     numbers = [float(level) for level in sampler.sigmas], [float(t) for t in sampler.timesteps]
     with _group(strategy, ranks, rank):
         strategy.arrange(dit, sampler.steps, decode)
-        if isinstance(strategy, FsdpFull):  # a mesh cannot be made of fake tensors
-            mesh = strategy.mesh()
-            strategy.mesh = lambda: mesh
+        if isinstance(strategy, FsdpFull):
+            _cut_ahead(strategy, dit, dtype)
         tracker = StorageTracker()
         with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), tracker:
             with tracker.roles("weights"):
@@ -154,8 +153,7 @@ def one_cell(
     dit.to(dtype)
     voice = _Voice(actors, *dit.audio, dtype)
     with _group(strategy, ranks, 0):
-        mesh = strategy.mesh()
-        strategy.mesh = lambda: mesh
+        _cut_ahead(strategy, dit, dtype)
         with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), StorageTracker() as tracker:
             with tracker.roles("weights"):
                 strategy.place(dit, _Empty(), dtype)
@@ -167,6 +165,12 @@ def one_cell(
             dit([CellState(CellInput(latents, 1000.0, pose, voice.block(0), text), _Alone())])
         unit, peak = tracker.peak
         return Rehearsed(0, weights, 0, tracker.held[HOST], unit, peak, dict(tracker.peaks))
+
+
+def _cut_ahead(strategy: FsdpFull, dit: AvatarDiT, dtype: torch.dtype) -> None:
+    """Wrap units before there are fake tensors, of which no mesh can be made."""
+    wrapped = strategy.cut(dit, dtype)
+    strategy.cut = lambda *_: wrapped  # type: ignore[method-assign]
 
 
 class _Alone:
@@ -188,10 +192,11 @@ def _rollout(
         pose=NoPose(torch.empty(1, dit.in_dim, BLOCK_LATENTS, stage.h, stage.w, dtype=dtype)),
     )
     relay = strategy.relay(sampler.steps, stage.cells_in_flight)
-    low = settings.sink_distance[0]
-    return Rollout(
-        dit, conditioning, sampler, settings, _Noise(), lambda *_: low, relay=relay, caches=strategy.make_caches
-    )
+    return Rollout(dit, conditioning, sampler, settings, _Noise(), _near, relay=relay, caches=strategy.make_caches)
+
+
+def _near(block: int, step: int) -> int:
+    return 4
 
 
 class _Levels(EulerSampler):

@@ -31,8 +31,8 @@ class FsdpStream(WholeLattice, RankStrategy):
 
     source: `peers`, shards on the ranks; `host`, one copy in each machine's memory; `disk`, one mapped file in
         `spill_dir` (null: the system's folder for temporary files); `auto`, peers above one rank and host at one.
-    resident: transformer blocks (or, in a configuration, `auto`: as many as the device has room for) that stay on the device for good, spread evenly: an even spread lets copies and
-        computation overlap where a prefix would not.
+    resident: transformer blocks that stay on the device for good, spread evenly: an even spread lets copies and
+        computation overlap where a prefix would not. A configuration may say `auto`: as many as there is room for.
     caches: `device`, or `host`: the rings of all steps rest in host memory and pass through two rooms on the device.
     cells_in_flight: independent cells that share each arrival of a unit; None leaves it to the schedule.
     debug: check that no slot is refilled while it is lent, and fill freed slots with NaNs.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from liveavatar.memory.given import GB, Ask, Setup, Topology
 
 from liveavatar.config import compose, make
-from liveavatar.memory.plan import GB, Ask, Plan, Setup, Topology, draw_up
+from liveavatar.memory.plan import Plan, draw_up
 from liveavatar.memory.sizes import Picture
 from liveavatar.memory.speed import attention_flops, cell_flops, linear_flops, pace
 from liveavatar.strategies.auto import Option, advice, ask_of, best, choose, options
@@ -55,7 +56,9 @@ def test_floors_are_those_of_the_notes() -> None:
     piped = best([way for way in options(ask, topology)["diagonal_pipeline"] if not way.plan.setup.settings])
     assert piped.pace.compute_s == pytest.approx(0.746, rel=0.05)  # uneven by a layer's worth
     gathered = pace(ask, draw_up(ask, Setup("fsdp_full", (), 4, "shards")), topology)
-    assert gathered.peers_s == pytest.approx(7.98 * 32.59 / 32.6, rel=0.03)  # Ulysses and FSDP at 12 GB/s, the same bytes
+    assert gathered.peers_s == pytest.approx(
+        7.98 * 32.59 / 32.6, rel=0.03
+    )  # Ulysses and FSDP at 12 GB/s, the same bytes
     streams = Setup("fsdp_stream", (), source="host", caches="host")
     once, four = (pace(ask, draw_up(ask, replace(streams, cells=cells)), topology) for cells in (1, 4))
     weights, caches = 4 * 32.59 / 25, 4 * 10.38 * 0.75 / 25  # the block's own tokens are not brought in
