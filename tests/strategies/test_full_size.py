@@ -33,6 +33,13 @@ COUNTED = 16_101_017_600
 AWAY = ("speech", "vae", "text", "decoder state", "second sink")
 
 
+@pytest.fixture(autouse=True)
+def _no_group() -> None:
+    """A run in this process leaves its group of one behind; a rehearsal makes its own."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 class _Given(Unit):
     """In place of `embed`: what blocks need, from no weights but the timestep projection."""
 
