@@ -10,10 +10,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
-from liveavatar.memory.given import GB, Ask, Setup, Topology
 from torch import nn
 
 from liveavatar.config import compose, make
+from liveavatar.memory.given import GB, Ask, Setup, Topology
 from liveavatar.memory.plan import draw_up
 from liveavatar.models.dit.model import AvatarDiT
 from liveavatar.models.dit.state import CellState, Unit
