@@ -16,16 +16,19 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from liveavatar.checkpoint.load import materialise
+from liveavatar.checkpoint.load import Lent, materialise
 from liveavatar.checkpoint.read import TensorSource
-from liveavatar.config import make
+from liveavatar.config import conf_dir, make
 from liveavatar.intake import Parts, check_request
+from liveavatar.memory.given import GB
 from liveavatar.memory.profiler import PeakMemory
 from liveavatar.metrics.speed import SpeedMeter
 from liveavatar.sampling.scheduler import EulerSampler
 from liveavatar.session import AvatarSession, Stream
-from liveavatar.settings import hoists, in_flight, make_fabric, make_request, storage_type, thread_count
+from liveavatar.settings import hoists, in_flight, make_fabric, make_request, settled, storage_type, thread_count
 from liveavatar.sinks import Fanout, LatentSink, NullSink, ProgressSink
+from liveavatar.strategies.auto import ask_of, best, choose, options
+from liveavatar.strategies.rehearsal import Stage, rehearse
 from liveavatar.tracking import check_output_file, make_run_directory, stamp, start_log, write_metrics
 from liveavatar.types import AvatarRequest, Sink, VideoChunk
 
@@ -127,6 +130,7 @@ def assemble(cfg: DictConfig) -> Run:
     """
     start_log(None)
     request = make_request(cfg)
+    cfg, reason = settled(cfg)
     strategy, sampler = make(cfg.strategy, "strategy"), make(cfg.sampler, "sampler")
     rollout, speech = make(cfg.rollout, "rollout"), make(cfg.speech, "speech")
     source: TensorSource = make(cfg.weights, "weights")
@@ -161,6 +165,8 @@ def assemble(cfg: DictConfig) -> Run:
     memory = PeakMemory(strategy.device)
     parts = build_parts(cfg, source, strategy, sampler, *dtypes, hoist)
     memory.end("load")
+    if reason:
+        log.info(reason)
     log.info(strategy.summary())
     if "random" in source.origin:
         log.warning(
@@ -207,10 +213,67 @@ def build_parts(
     dit.hoist, parallel = hoist, cfg.parallel
     strategy.arrange(dit, sampler.steps, parallel.decode, parallel.ulysses_size)  # refuses what cannot work, in time
     tokenizer = make(cfg.model.tokenizer, "model.tokenizer")
+    lent = Lent(others["text"], _Named(source, "text"), strategy.device, dtype)
     for name, module in others.items():
-        materialise(module, _Named(source, name), strategy.device, dtype)
+        if name != "text" or cfg.memory.text == "resident":
+            materialise(module, _Named(source, name), strategy.device, dtype)
     strategy.place(dit.eval(), source, dit_dtype)
-    return Parts(dit, others["text"], tokenizer, others["speech"], others["vae"], cfg.model.size_multiple)  # type: ignore[arg-type]
+    text = others["text"] if cfg.memory.text == "resident" else lent
+    return Parts(dit, text, tokenizer, others["speech"], others["vae"], cfg.model.size_multiple)  # type: ignore[arg-type]
+
+
+def rehearsals(cfg: DictConfig) -> dict[str, dict[str, Any]]:
+    """The best way of each strategy that the runtime has, played on fake tensors, beside what the plan says of it.
+
+    Only the fullest rank is played, and of the strategies `plan.only` (null: the two that the plan prefers). Raises
+    ValueError for a configuration that cannot be planned.
+    """
+    ask, topology = ask_of(cfg), make(cfg.topology, "topology")
+    found, told = options(ask, topology), {}
+    wanted = [way.label for way in choose(found)][:2] if cfg.plan.only is None else [cfg.plan.only]
+    wanted = [label for label in found if label in wanted or "all" in wanted]
+    if not wanted and cfg.plan.only is not None:
+        raise ValueError(f"plan.only={cfg.plan.only} is none of {', '.join(found)}; all plays every one")
+    for label in wanted:
+        way = best([way for way in found[label] if not way.plan.setup.missing] or found[label])
+        if way.plan.setup.missing:
+            continue
+        setup, rank = way.plan.setup, way.plan.fullest(AWAY)
+        began = time.perf_counter()
+        node = OmegaConf.load(Path(conf_dir()) / "strategy" / f"{setup.strategy}.yaml")
+        laid = OmegaConf.from_dotlist([word for word in setup.settings if word.startswith("strategy.")])
+        strategy = make(OmegaConf.merge(node, laid.get("strategy", {})), "strategy")
+        with torch.device("meta"):
+            dit = make(cfg.model.dit, "model.dit").eval()
+        decode = "rank" if "parallel.decode=rank" in setup.settings else "inline"
+        seen = rehearse(
+            dit,
+            strategy,
+            make(cfg.sampler, "sampler"),
+            make(cfg.rollout, "rollout"),
+            Stage(*ask.picture.latent, setup.cells, None, 1, setup.cells, setup.cells + 1),
+            storage_type(cfg, "dit"),
+            setup.ranks,
+            rank,
+            decode,
+        )
+        planned = way.plan.ranks[rank].playing(AWAY)
+        told[label] = {
+            "rank": rank,
+            "peak_gb": seen.peak.nbytes / GB,
+            "planned_gb": planned / GB,
+            "error": planned / seen.peak.nbytes - 1,
+            "unit": seen.unit,
+            "parts": seen.peak.parts,
+            "units_gb": {name: peak.nbytes / GB for name, peak in seen.peaks.items() if name},
+            "seconds": time.perf_counter() - began,
+        }
+        log.info("%s: %.3f GB, %.1f s", label, seen.peak.nbytes / GB, told[label]["seconds"])
+    return told
+
+
+AWAY = ("speech", "vae", "text", "decoder state", "second sink")
+"""Parts of a plan that a rehearsal of the DiT does not play."""
 
 
 @dataclass(frozen=True)

@@ -82,10 +82,14 @@ class FsdpFull(WholeLattice, RankStrategy):
         """Where shards rest: on the device, or in host memory (one and the same place on a CPU)."""
         return torch.device("cpu") if self.offloads else self.device
 
+    def cut(self, dit: AvatarDiT, dtype: torch.dtype) -> Sequence[FSDPModule]:
+        """Wrap the units of a DiT, which is still on meta; returns them in the order of a pass."""
+        dit.to(dtype)
+        return shard(dit, self.mesh(), self.wrap, self.reshard_after_forward, self.prefetch, **self.policies())
+
     def place(self, dit: AvatarDiT, source: TensorSource, dtype: torch.dtype) -> None:
-        dit.to(dtype)  # all is on meta
         dit.hoist = 0
-        wrapped = shard(dit, self.mesh(), self.wrap, self.reshard_after_forward, self.prefetch, **self.policies())
+        wrapped = self.cut(dit, dtype)
         held = fill_shards(dit, source, self.rest)
         if self.offloads:
             self.traffic.parked = held

@@ -33,7 +33,7 @@ class StreamingStrategy(RankStrategy):
         self,
         slots: int,
         source: str,
-        resident: int,
+        resident: int | str,
         caches: str,
         cells_in_flight: int | None,
         spill_dir: str | None,
@@ -46,6 +46,11 @@ class StreamingStrategy(RankStrategy):
             )
         if source not in self.sources:
             raise ValueError(f"strategy.source={source!r} is unknown; choose one of {', '.join(self.sources)}")
+        if isinstance(resident, str):
+            raise ValueError(
+                f"strategy.resident={resident!r}: a strategy takes a number of transformer blocks; `auto` is settled "
+                "from the memory of the device when a run is assembled"
+            )
         if resident < 0:
             raise ValueError(f"strategy.resident={resident} cannot be negative: it counts transformer blocks")
         if caches not in ("device", "host"):
