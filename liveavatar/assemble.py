@@ -20,7 +20,10 @@ from liveavatar.checkpoint.load import materialise
 from liveavatar.checkpoint.read import TensorSource
 from liveavatar.config import make
 from liveavatar.intake import Parts, check_request
-from liveavatar.memory.profiler import PeakMemory
+from liveavatar.memory.attend import WatchedSource, attending, encoding
+from liveavatar.memory.explain import explained, foresee
+from liveavatar.memory.figure import draw_if_possible
+from liveavatar.memory.profiler import MemoryProfiler, ProfileSettings
 from liveavatar.metrics.speed import SpeedMeter
 from liveavatar.sampling.scheduler import EulerSampler
 from liveavatar.session import AvatarSession, Stream
@@ -45,23 +48,32 @@ class Run:
     strategy: Any
     directory: Path | None
     speed: SpeedMeter
-    memory: PeakMemory
+    memory: MemoryProfiler
     metrics: dict[str, Any] = field(default_factory=dict)
     _sinks: Fanout = field(default_factory=lambda: Fanout({}))
 
     def chunks(self) -> Iterator[VideoChunk]:
-        """The video of the request, each piece already handed to all sinks."""
+        """The video of the request, each piece already handed to all sinks.
+
+        Raises OutOfMemory, with the explanation as its message, where memory runs out.
+        """
+        with explained(self.memory, self.cfg, self.directory):
+            yield from self._chunks()
+
+    def _chunks(self) -> Iterator[VideoChunk]:
         self.speed.begin()
-        stream = self.session.prepare(self.request)
-        self.memory.end("encode")
+        parts = self.session.parts
+        with encoding(self.memory, {"text": parts.text, "speech": parts.speech, "vae": parts.codec}):
+            stream = self.session.prepare(self.request)
         blocks = stream.gathered.blocks
         try:
-            self._sinks = self._fanout()
-            self._sinks.open(stream.info)
-            for chunk in self.session.chunks(stream):
-                self._sinks.write(chunk)
-                yield chunk
-            self._sinks.close()
+            with attending(self.memory, parts.dit, stream):
+                self._sinks = self._fanout()
+                self._sinks.open(stream.info)
+                for chunk in self.session.chunks(stream):
+                    self._sinks.write(chunk)
+                    yield chunk
+                self._sinks.close()
             for failure in (self._sinks.failures.get(name) for name in ESSENTIAL):
                 if failure is not None:
                     raise failure
@@ -81,7 +93,7 @@ class Run:
             config = OmegaConf.to_yaml(self.cfg, resolve=True)
             about = {"config": config, "threads": str(torch.get_num_threads())}
             sinks["latents"] = LatentSink(Path(self.cfg.output.latents).expanduser(), about)
-        sinks |= {"speed": self.speed, "progress": ProgressSink()}
+        sinks |= {"speed": self.speed, "progress": ProgressSink(note=self.memory.said)}
         return Fanout(sinks, essential=tuple(name for name in ESSENTIAL if name in sinks))
 
     def _finish(self, stream: Stream, blocks: int) -> None:
@@ -89,9 +101,9 @@ class Run:
         try:
             self._sinks.close()
         finally:
-            self.memory.end("run")
+            self.memory.end()
             moved = self.strategy.traffic
-            self.metrics |= self.speed.values() | self.memory.values
+            self.metrics |= self.speed.values() | self.memory.values()
             self.metrics |= {
                 "traffic/host_bytes_per_block": moved.host / blocks,
                 "traffic/received_bytes_per_block": moved.received / blocks,
@@ -105,9 +117,11 @@ class Run:
             }
             if self.directory is not None:
                 write_metrics(self.directory, self.metrics)
+                draw_if_possible(self.memory.write(self.directory), self.memory.settings.figure)
 
     def close(self) -> None:
         self.strategy.release()
+        self.memory.close()
 
     def __enter__(self) -> Run:
         return self
@@ -127,6 +141,7 @@ def assemble(cfg: DictConfig) -> Run:
     strategy, sampler = make(cfg.strategy, "strategy"), make(cfg.sampler, "sampler")
     rollout, speech = make(cfg.rollout, "rollout"), make(cfg.speech, "speech")
     source: TensorSource = make(cfg.weights, "weights")
+    profile: ProfileSettings = make(cfg.profile, "profile")
     threads = thread_count(cfg)
     dtypes = storage_type(cfg, "dit"), storage_type(cfg, "encoders")
     cells = in_flight(cfg, strategy, sampler.steps, rollout.mode)
@@ -154,9 +169,14 @@ def assemble(cfg: DictConfig) -> Run:
         OmegaConf.save(cfg, directory / "config.yaml", resolve=True)
 
     began = time.perf_counter()
-    memory = PeakMemory(strategy.device)
-    parts = build_parts(cfg, source, strategy, sampler, *dtypes)
-    memory.end("load")
+    memory = MemoryProfiler(strategy.device, profile, rank=fabric.global_rank)
+    with explained(memory, cfg, directory):
+        foresee(memory, cfg, fabric.world_size)
+        parts = build_parts(cfg, WatchedSource(source, memory), strategy, sampler, *dtypes)
+        memory.ledger.add(strategy.holdings)
+        for name, module in (("text", parts.text), ("speech", parts.speech), ("vae", parts.codec)):
+            memory.ledger.add_module(name, module, strategy.device)
+        memory.end()
     log.info(strategy.summary())
     if source.origin == "random":
         log.warning("weights: random. The picture will be noise: this shows that the machinery runs, not an avatar.")

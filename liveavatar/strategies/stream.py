@@ -124,6 +124,12 @@ class FsdpStream(WholeLattice, RankStrategy):
         torch.distributed.all_gather_object(words, word)
         return words[self.global_rank - self.local_rank]
 
+    def holdings(self) -> dict[str, tuple[int, int]]:
+        """Shards and resident blocks apart from the ring; slabs that ranks of a machine share count on each of them."""
+        ring = self.ring.nbytes if self.ring else 0
+        slabs = self._bytes.room.nbytes if isinstance(self._bytes, HostSlabs) else 0
+        return {"weights": (self.traffic.held - ring, slabs), "ring": (ring, 0)}
+
     def summary(self) -> str:
         ring = self.ring.nbytes if self.ring else 0
         where = "mapped from disk" if self._chosen == "disk" else "in host memory"
