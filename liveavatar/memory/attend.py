@@ -151,8 +151,12 @@ class _Decoding:
 
 @contextmanager
 def attending(profiler: MemoryProfiler, dit: AvatarDiT, stream: Any) -> Iterator[None]:
-    """Watch a model and the caches and decoder of one `session.Stream` while its chunks are made."""
+    """Watch a model and the caches and decoder of one `session.Stream` while its chunks are made.
+
+    After a failure the ledger keeps what they held: it is about to be told.
+    """
     caches = stream.rollout.caches
+    profiler.enter("prefill")
     passes = _Passes(profiler, dit, caches)
     with ExitStack() as stack:
         stack.callback(setattr, dit, "residency", dit.residency)
@@ -167,5 +171,7 @@ def attending(profiler: MemoryProfiler, dit: AvatarDiT, stream: Any) -> Iterator
             reports.append(stream.decoding.held)
         for report in reports:
             profiler.ledger.add(report)
-            stack.callback(profiler.ledger.drop, report)
         yield
+    profiler.end()
+    for report in reports:
+        profiler.ledger.drop(report)

@@ -17,8 +17,9 @@ log = logging.getLogger(__name__)
 ADVICE = "pip install 'liveavatar[figures]'"
 COLOURS = ("#1f4e79", "#4f81bd", "#2a9d8f", "#8ab17d", "#c7e0b4", "#b8a9c9", "#e9c46a", "#f4a261", "#d98880", "#a569bd")
 ACTIVATIONS, PARKED, PROCESS, OTHER = "#e76f51", "#9aa5b1", "#d5dbe1", "#eef1f4"
-PHASES = {"load": "#6c757d", "encode": "#e9c46a", "prefill": "#a569bd", "steady": "#2a9d8f", "decode": "#f4a261"}
+PHASES = {"load": "#6c757d", "encode": "#d9c8a0", "prefill": "#7d5a5a", "steady": "#a8c3bc", "decode": "#c98b6b"}
 PLAN = "#c1121f"
+GB = 1e9
 
 
 def draw_if_possible(source: Path | None, wanted: bool = True) -> Path | None:
@@ -102,7 +103,7 @@ def _draw_phases(axes: Any, table: dict[str, list[Any]]) -> None:
         run = list(points)
         start, end = seconds[max(0, run[0] - 1)], seconds[run[-1]]
         axes.axvspan(start, max(end, start), color=PHASES.get(phase, "#cccccc"), linewidth=0)
-    axes.set_yticks([])
+    axes.tick_params(left=False, labelleft=False, bottom=False)
     axes.set_xlim(seconds[0], seconds[-1])
     for side in ("top", "right", "left", "bottom"):
         axes.spines[side].set_visible(False)
@@ -123,16 +124,16 @@ def _draw_device(axes: Any, document: dict[str, Any], gpu: bool) -> None:
     if any(above):
         layers, colours, labels = [*layers, above], [*colours, ACTIVATIONS], [*labels, "activations"]
     if layers:
-        axes.stackplot(seconds, *layers, colors=colours, labels=labels, linewidth=0)
+        axes.stackplot(seconds, *layers, colors=colours, labels=labels, linewidth=0, step="pre")
     if gpu:
         for kind, style in (("reserved", "-"), ("driver", ":")):
             if kind in table:
-                axes.plot(seconds, _scaled(_filled(table[kind])), style, color="#222222", lw=1, label=kind)
+                axes.plot(seconds, _scaled(_filled(table[kind])), style, color="#222222", lw=1, label=kind, drawstyle="steps-pre")
     plan = (document.get("plan") or {}).get("peaks")
     if plan:
-        line = [plan.get(phase, float("nan")) / 1e9 for phase in table["phase"]]
-        axes.plot(seconds, line, color=PLAN, lw=1.6, ls="--", label="plan, by phase")
-    axes.set_ylabel("GB on the device" if gpu else "GB of tensors\nwith the device's role")
+        line = [plan.get(phase, float("nan")) / GB for phase in table["phase"]]
+        axes.plot(seconds, line, color=PLAN, lw=1.6, ls="--", label="plan, by phase", drawstyle="steps-pre")
+    axes.set_ylabel("on the device" if gpu else "tensors with the device's role")
     _finish(axes)
 
 
@@ -140,7 +141,7 @@ def _draw_host(axes: Any, document: dict[str, Any], gpu: bool) -> None:
     """The resident set: what is told of it, and the rest. On a CPU, the device's tensors lie in it."""
     table = document["timeline"]
     seconds, host = table["seconds"], _scaled(table["host"])
-    base = min(document["baseline"] / 1e9, min(host))
+    base = min(document["baseline"] / GB, min(host))
     layers, labels, colours = [[base] * len(seconds)], [WORDS["process"]], [PROCESS]
     for side, colour in (("parked", PARKED), *(() if gpu else (("device", "#4f81bd"),))):
         names = _components(table, side)
@@ -154,10 +155,10 @@ def _draw_host(axes: Any, document: dict[str, Any], gpu: bool) -> None:
     room = [h - base for h in host]
     fitted = _within(layers[1:], room)
     rest = [max(0.0, r - sum(values)) for r, *values in zip(room, *fitted, strict=True)]
-    axes.stackplot(seconds, layers[0], *fitted, rest, colors=[*colours, OTHER], linewidth=0,
+    axes.stackplot(seconds, layers[0], *fitted, rest, colors=[*colours, OTHER], linewidth=0, step="pre",
                    labels=[*labels, "activations and whatever is not told apart"])  # fmt: skip
-    axes.plot(seconds, host, color="#222222", lw=1.2, label="resident set")
-    axes.set_ylabel("GB of main memory")
+    axes.plot(seconds, host, color="#222222", lw=1.2, label="resident set", drawstyle="steps-pre")
+    axes.set_ylabel("main memory")
     _finish(axes)
 
 
@@ -178,9 +179,9 @@ def _above(table: dict[str, list[Any]], resting: list[float]) -> list[float]:
     most: dict[str, float] = {}
     for value, rest, phase in zip(known, resting, table["phase"], strict=True):
         if value is not None:
-            most[phase] = max(most.get(phase, 0.0), value / 1e9 - rest)
+            most[phase] = max(most.get(phase, 0.0), value / GB - rest)
     return [
-        max(0.0, value / 1e9 - rest) if value is not None else most.get(phase, 0.0)
+        max(0.0, value / GB - rest) if value is not None else most.get(phase, 0.0)
         for value, rest, phase in zip(known, resting, table["phase"], strict=True)
     ]
 
@@ -194,7 +195,7 @@ def _colour(name: str) -> str:
 
 
 def _scaled(values: Sequence[float | None]) -> list[float]:
-    return [(value or 0) / 1e9 for value in values]
+    return [(value or 0) / GB for value in values]
 
 
 def _filled(values: Sequence[float | None]) -> list[float]:
@@ -207,6 +208,10 @@ def _filled(values: Sequence[float | None]) -> list[float]:
 
 def _finish(axes: Any) -> None:
     axes.set_ylim(bottom=0)
+    if axes.get_ylim()[1] < 1:
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value * 1000:.0f} MB")
+    else:
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g} GB")
     axes.grid(axis="y", color="#dddddd", lw=0.6)
     axes.set_axisbelow(True)
     for side in ("top", "right"):

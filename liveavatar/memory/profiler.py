@@ -227,7 +227,7 @@ class MemoryProfiler:
             most = max((getattr(peaks, kind) for peaks in self.phases.values()), default=0)
             if most:
                 found[f"memory/run/{kind}"] = most
-        found["memory/run/host"] = host_peak()
+        found["memory/run/host"] = max(host_peak(), found.get("memory/run/host", 0))
         found |= {f"memory/{name}": value for name, value in self.gauge.counters().items()}
         if "all" in (errors := self.errors()):
             found["memory/plan_error"] = errors["all"]
