@@ -9,12 +9,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from liveavatar.memory.failure import Saving
-from liveavatar.memory.ledger import Holdings
+from liveavatar.memory.ledger import COMPONENTS, Holdings
+from liveavatar.memory.readings import Room
+from liveavatar.memory.sizes import impossible, rest_bytes
 
+OURS = (*COMPONENTS, "activations")
 ACTIVE = ("activations", "caches", "sink", "scratch", "decoder")
 """What grows with the picture."""
 
-FULL_ENCODE_S = 60
 Config = Mapping[str, Any]
 
 
@@ -23,12 +25,41 @@ def savings(
 ) -> tuple[Saving, ...]:
     """Settings that would help, at most four, those that save at least `short` bytes before the others.
 
-    `config` is the run's configuration in plain values, `unit_bytes` the size of its largest unit. On a CPU, what a
+    A saving of unknown size is taken to be enough. `config` is the run's configuration in plain values, `unit_bytes` the size of its largest unit. On a CPU, what a
     strategy parks in host memory is not saved.
     """
     found = [*_exact(config, held, phase, on_cpu, unit_bytes), *_rounded(config, held), *_smaller(config, held, phase)]
-    enough = [saving for saving in found if short is None or (saving.saves or 0) >= short]
-    return tuple([*enough, *(saving for saving in found if saving not in enough)][:4])
+    enough = [saving for saving in found if short is None or saving.saves is None or saving.saves >= short]
+    rest = sorted((saving for saving in found if saving not in enough), key=lambda saving: -(saving.saves or 0))
+    return tuple([*enough, *rest][:4])
+
+
+STREAMED = {"_target_": ".FsdpStream", "slots": 2, "resident": 0}
+HALVED = {"dit": "bfloat16", "encoders": "bfloat16"}
+
+
+def fitting(config: Config, ranks: int, main: Room, card: int | None) -> tuple[Saving, ...]:
+    """Settings under which the weights would lie here, found by trying; at most two, those that change least first."""
+    plus = "" if _name(config) == "FsdpStream" else "+strategy=fsdp_stream "
+    full = "float32" in (config["precision"]["dit"], config["precision"]["encoders"])
+    streams = [
+        (f"{plus}strategy.source={source} strategy.resident=0".removesuffix(" strategy.resident=0" if plus else ""),
+         {"strategy": STREAMED | {"source": source}})
+        for source in ("host", "disk")
+    ]  # fmt: skip
+    halves = [("precision=bf16", {"precision": HALVED})] if full else []
+    both = [(f"{words} precision=bf16", change | {"precision": HALVED}) for words, change in streams] if full else []
+    before = rest_bytes(config, ranks)
+    found = []
+    for words, change in (*streams, *halves, *both):
+        after = rest_bytes({**config, **change}, ranks)
+        if impossible(after, ranks, main, card) is None:
+            found.append(Saving(words, before.device + before.host - after.device - after.host))
+    return tuple(found[:2])
+
+
+def _name(config: Config) -> str:
+    return str((config.get("strategy") or {}).get("_target_", "")).rpartition(".")[2]
 
 
 def _size(held: Holdings, *names: str) -> int:
@@ -37,7 +68,7 @@ def _size(held: Holdings, *names: str) -> int:
 
 def _exact(config: Config, held: Holdings, phase: str, on_cpu: bool, unit: int) -> Iterator[Saving]:
     strategy: Mapping[str, Any] = config.get("strategy") or {}
-    name = str(strategy.get("_target_", "")).rpartition(".")[2]
+    name = _name(config)
     weights = _size(held, "weights")
     ranks = int(config.get("fabric", {}).get("devices") or 1)
     streamed = weights - 2 * unit
@@ -69,7 +100,7 @@ def _rounded(config: Config, held: Holdings) -> Iterator[Saving]:
     """Half the bytes a number: not the same bits, the same picture."""
     precision: Mapping[str, Any] = config.get("precision") or {}
     if "float32" in (precision.get("dit"), precision.get("encoders")):
-        yield Saving("precision=bf16", _size(held, *held) // 2 or None)
+        yield Saving("precision=bf16", _size(held, *OURS) // 2 or None)
 
 
 def _smaller(config: Config, held: Holdings, phase: str) -> Iterator[Saving]:

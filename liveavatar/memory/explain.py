@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from liveavatar.memory.advice import savings
+from liveavatar.memory.advice import fitting, savings
 from liveavatar.memory.failure import Failure, OutOfMemory, Saving, asked_for, on_device, shortage
 from liveavatar.memory.ledger import Holdings
 from liveavatar.memory.profiler import MemoryProfiler
@@ -45,15 +46,15 @@ def foresee(profiler: MemoryProfiler, config: Any, ranks: int) -> None:
         why = impossible(rest, ranks, host_total(), card)
         if why:
             asked = rest.device if card is not None and rest.device > card else rest.host + rest.device * ranks
-            raise _Foreseen(f"{why}; nothing was loaded", asked)
+            raise _Foreseen(why, asked, fitting(plain, ranks, host_total(), card))
 
 
 class _Foreseen(MemoryError):
     """A shortage that has not happened yet."""
 
-    def __init__(self, message: str, asked: int) -> None:
+    def __init__(self, message: str, asked: int, advice: tuple[Saving, ...]) -> None:
         super().__init__(message)
-        self.asked = asked
+        self.asked, self.advice = asked, advice
 
 
 def _told(profiler: MemoryProfiler, config: Any, directory: Path | None, error: BaseException) -> OutOfMemory:
@@ -63,6 +64,7 @@ def _told(profiler: MemoryProfiler, config: Any, directory: Path | None, error: 
     cuda = profiler.device.type == "cuda" and (on_device(error) or isinstance(error, _Foreseen))
     room = host_total() if isinstance(error, _Foreseen) else _device_room(profiler.device) if cuda else host_room()
     plan = profiler.plan
+    foreseen = isinstance(error, _Foreseen)
     failure = Failure(
         phase=at.phase,
         unit=at.unit,
@@ -73,7 +75,9 @@ def _told(profiler: MemoryProfiler, config: Any, directory: Path | None, error: 
         room=room,
         held=held,
         planned=None if plan is None else (plan.peaks.get(at.phase), plan.peak),
-        advice=_advice(profiler, plain, held, asked, room),
+        short=_short(asked, room),
+        advice=error.advice if foreseen else _advice(profiler, plain, held, _short(asked, room)),
+        foreseen=foreseen,
         said=str(error) or type(error).__name__,
     )
     profiler.failure = failure.report()
@@ -86,16 +90,20 @@ def _told(profiler: MemoryProfiler, config: Any, directory: Path | None, error: 
 
 
 def _advice(
-    profiler: MemoryProfiler, config: dict[str, Any], held: Holdings, asked: int | None, room: Room
+    profiler: MemoryProfiler, config: dict[str, Any], held: Holdings, short: int | None
 ) -> tuple[Saving, ...]:
     """The plan's own advice first, if there is one."""
-    short = None if asked is None else asked - room.free if asked > room.free else 1
     planned = tuple(Saving(setting) for setting in profiler.plan.advice) if profiler.plan else ()
     with contextlib.suppress(KeyError, TypeError, ValueError):
         unit = max(dit_units(config["model"]["dit"]).values()) * BYTES.get(config["precision"]["dit"], 2)
         on_cpu = profiler.device.type != "cuda"
         return planned + savings(config, held, profiler.where.phase, on_cpu, short, unit)
     return planned
+
+
+def _short(asked: int | None, room: Room) -> int | None:
+    """Bytes by which it was too little; at least one, where room has come free since. None where that is unknown."""
+    return None if asked is None else max(1, asked - room.free)
 
 
 def _held(profiler: MemoryProfiler) -> Holdings:
@@ -124,6 +132,10 @@ def _named(config: dict[str, Any]) -> Path | None:
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    found = OmegaConf.to_container(config, resolve=True)
+    """Plain values; none where a reference leads nowhere: an explanation never hides the failure."""
+    try:
+        found = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException:
+        return {}
     assert isinstance(found, dict)
     return {str(key): value for key, value in found.items()}

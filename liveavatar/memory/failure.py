@@ -6,10 +6,12 @@ The report (`failure` in memory.json):
     device      which ran out: the run's device, or `host`
     asked       bytes that were asked for; null where the error does not say
     free, total bytes that were left, out of how many; bound: what sets that limit
+    short       bytes that were missing; null where nobody knows
     held        by component: device and host bytes
     planned     bytes foreseen by the plan for this phase and at its peak; null without a plan
     advice      settings that would need less, best first, with the bytes they save where they are known
     said        the error's own words
+    foreseen    whether the run was refused before anything was loaded
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ ENOMEM = 12
 
 _SIZES = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 _ASKED = re.compile(r"(?:[Tt]ried to allocate|Unable to allocate|unable to mmap) ([\d.]+) ([KMGTk]?i?B|bytes)")
-SHORT = 300
-"""Characters of an error's own words that a message repeats."""
+MOST = 5
+"""Components that a message names."""
 
 
 class OutOfMemory(RuntimeError):
@@ -97,10 +99,12 @@ class Failure:
     rank: int
     asked: int | None
     room: Room
+    short: int | None
     held: Holdings
     planned: tuple[int | None, int] | None
     advice: tuple[Saving, ...]
     said: str
+    foreseen: bool = False
 
     def report(self) -> dict[str, Any]:
         return {
@@ -110,18 +114,31 @@ class Failure:
             "free": self.room.free,
             "total": self.room.total,
             "bound": self.room.bound,
+            "short": self.short,
             "held": {name: {"device": device, "host": host} for name, (device, host) in self.held.items()},
             "planned": None if self.planned is None else {"phase": self.planned[0], "peak": self.planned[1]},
             "advice": [asdict(saving) for saving in self.advice],
             "said": self.said,
+            "foreseen": self.foreseen,
         }
+
+    def _refusal(self, report: str | None) -> str:
+        settings = " or ".join(str(saving) for saving in self.advice)
+        what = f"What would lie here: {settings}." if settings else "No strategy makes room for this model here."
+        told = f" The whole report is in {report}." if report else ""
+        return f"there is not enough memory to begin: {self.said}; nothing was loaded. {what}{told}"
 
     def sentence(self, where: str, report: str | None) -> str:
         """One short paragraph."""
+        if self.foreseen:
+            return self._refusal(report)
         rank = f"rank {self.rank}: " if self.rank else ""
         asked = f"{in_words(self.asked)} asked" if self.asked is not None else "an unknown amount asked"
         held = sorted(self.held.items(), key=lambda item: -sum(item[1]))
-        parts = ", ".join(f"{WORDS.get(name, name)} {in_words(sum(sizes))}" for name, sizes in held if sum(sizes))
+        words = WORDS | ({"other": "being loaded"} if self.phase == "load" else {})
+        told = [f"{words.get(name, name)} {in_words(sum(sizes))}" for name, sizes in held if sum(sizes)]
+        more = f" and {in_words(sum(sum(sizes) for _, sizes in held[MOST:]))} of others" if len(told) > MOST else ""
+        parts = ", ".join(told[:MOST]) + more
         lines = [
             f"{rank}out of memory on {self.device} in {where}: {asked}, {in_words(self.room.free)} free of "
             f"{in_words(self.room.total)} ({self.room.bound}).",
@@ -132,7 +149,11 @@ class Failure:
             here = f"{in_words(phase)} here and " if phase is not None else ""
             lines.append(f"The plan foresaw {here}{in_words(peak)} at its peak.")
         if self.advice:
-            lines.append("To fit, write " + ", or ".join(str(saving) for saving in self.advice[:2]) + ".")
+            enough = self.short is None or any((saving.saves or self.short) >= self.short for saving in self.advice[:1])
+            lead = "To fit, write " if enough else "No one setting saves that much; most do "
+            lines.append(lead + " or ".join(str(saving) for saving in self.advice[:2]) + ".")
+        if self.phase not in ("load", "encode"):
+            lines.append("The blocks finished so far are in the file.")
         if report:
-            lines.append(f"What was finished is in the file; the whole report is in {report}.")
+            lines.append(f"The whole report is in {report}.")
         return " ".join(lines)

@@ -201,7 +201,8 @@ class MemoryProfiler:
             if highest > self._highest:  # set within this phase: exact, where readings between are not
                 closing.host, self._highest = max(closing.host, highest), highest
         self._entered_at = now
-        self.where = Where(phase)
+        if not again:  # the end of a run that failed: it still says where
+            self.where = Where(phase)
         self.phases.setdefault(phase, Peaks())
         self.gauge.mark()
 
