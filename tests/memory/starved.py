@@ -40,8 +40,8 @@ def _shut() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (size + (1 << 28), resource.RLIM_INFINITY))
 
 
-def _starve(owner: type, name: str, calls: int, act: Callable[[], None], only: Callable[..., bool]) -> None:
-    real, count = getattr(owner, name), [0]
+def _starved(real: Any, calls: int, act: Callable[[], None], only: Callable[..., bool]) -> Any:
+    count = [0]
 
     def called(self: Any, *args: Any, **kwargs: Any) -> Any:
         if only(self, *args):
@@ -50,16 +50,22 @@ def _starve(owner: type, name: str, calls: int, act: Callable[[], None], only: C
                 act()
         return real(self, *args, **kwargs)
 
-    setattr(owner, name, called)
+    return called
 
 
-if __name__ == "__main__":
-    how = sys.argv.pop(1)
+def starve(how: str, patch: Callable[[type, str, Any], None] = setattr) -> None:
+    """Let memory run out in this process at that place."""
     places: dict[str, tuple[type, str, Callable[..., bool]]] = {
         "load": (RandomWeights, "read", lambda *_: True),
         "encode": (UMT5Stack, "forward", lambda *_: True),
         "decode": (WanCodec, "decode_latent", lambda *_: True),
     }
     place = places.get(how, (Block, "forward", lambda block, *_: block.layer == 1))
-    _starve(*place[:2], CALLS_BEFORE[how], _shut if how == "limit" else _ask, place[2])
+    owner, name, only = place
+    act = _shut if how == "limit" else _ask
+    patch(owner, name, _starved(getattr(owner, name), CALLS_BEFORE[how], act, only))
+
+
+if __name__ == "__main__":
+    starve(sys.argv.pop(1))
     main()
