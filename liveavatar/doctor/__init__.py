@@ -24,6 +24,7 @@ from liveavatar.memory.sizes import Rest, rest_bytes
 
 MISTAKEN, SICK = 2, 1
 TIMEOUT_S = 10.0
+GROUPS = ("versions", "torch", "devices", "ranks", "config", "request", "weights", "host", "disks")
 MOST_RANKS = 4
 """Ranks of the self-test: more prove nothing more on one machine."""
 
@@ -41,12 +42,14 @@ def examine(overrides: Sequence[str], timeout_s: float = TIMEOUT_S) -> list[Find
     gpus = trial.facts["gpus"] if trial.facts else []
     on_cpu = accelerator == "cpu" or not gpus
     rest = _rest(config, devices)
-    found += [*links.check_torch(trial), *links.check_devices(trial, accelerator, devices, None if on_cpu else rest.device)]
+    found += [
+        *links.check_torch(trial),
+        *links.check_devices(trial, accelerator, devices, None if on_cpu else rest.device),
+    ]
     found += links.check_talk(trial, devices) if trial.world and timeout_s else []
     found += host.check_memory(rest, devices, host_room(), host_total(), on_cpu)
     found += [*host.check_pinned(rest, on_cpu), *host.check_shared(rest, on_cpu), *host.check_disks(config, rest)]
-    order = {name: place for place, name in enumerate(dict.fromkeys(finding.group for finding in found))}
-    return sorted(found, key=lambda finding: order[finding.group])
+    return sorted(found, key=lambda finding: GROUPS.index(finding.group))
 
 
 def _composed(overrides: Sequence[str]) -> tuple[dict[str, Any], list[Finding]]:

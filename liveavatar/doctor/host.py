@@ -58,7 +58,7 @@ def check_shared(rest: Rest, on_cpu: bool) -> list[Finding]:
     needed = rest.shared + (0 if on_cpu else 1 << 30)
     said = f"{in_words(free)} free" + (f"; the strategy shares {in_words(rest.shared)}" if rest.shared else "")
     if rest.shared > free:
-        mend = "docker run --shm-size=…, or mount -o remount,size=…  /dev/shm, or strategy.source=peers"
+        mend = "docker run --shm-size=…, or mount -o remount,size=… /dev/shm, or strategy.source=peers"
         return [Finding("host", "/dev/shm", FAIL, said, mend.replace("…", f"{-(-needed // 10**9)}g"))]
     if needed > free:
         return [Finding("host", "/dev/shm", WARN, f"{said}; NCCL wants about 1 GB", "docker run --shm-size=8g")]

@@ -39,7 +39,9 @@ class Trial:
         trial = cls(backend, world, timeout_s)
         port = free_port()
         clean = {name: value for name, value in os.environ.items() if name not in GROUP_VARIABLES}
-        clean |= {"PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[2]), clean.get("PYTHONPATH", "")])}
+        clean |= {
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[2]), clean.get("PYTHONPATH", "")])
+        }
         for rank in range(world):
             mine = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1"}
             mine |= {"MASTER_PORT": port, "OMP_NUM_THREADS": 1}
@@ -70,7 +72,9 @@ class Trial:
             if "talk" in last:
                 self.talks.append(last["talk"])
             elif not self.trouble:
-                told = last.get("error", {}).get("said") or _last_line(err) or f"it ended with code {process.returncode}"
+                told = (
+                    last.get("error", {}).get("said") or _last_line(err) or f"it ended with code {process.returncode}"
+                )
                 self.trouble = f"rank {rank}: " + ("no answer in time" if late else told)
         return self
 
@@ -84,7 +88,11 @@ def check_torch(trial: Trial) -> list[Finding]:
     """Does PyTorch start at all, and torchaudio beside it?"""
     facts = trial.facts
     if facts is None:
-        return [Finding("torch", "start", FAIL, f"PyTorch does not start: {trial.trouble}", "pip install 'torch>=2.11,<2.13'")]
+        return [
+            Finding(
+                "torch", "start", FAIL, f"PyTorch does not start: {trial.trouble}", "pip install 'torch>=2.11,<2.13'"
+            )
+        ]
     kind = f"built for CUDA {facts['cuda']}" if facts["cuda"] else "built for the CPU"
     found = [Finding("torch", "start", OK, f"{facts['torch']}, {kind}")]
     if "torchaudio_error" in facts:
@@ -131,7 +139,9 @@ def _card(number: int, gpu: dict[str, Any], facts: dict[str, Any], needed: int |
     major, minor = gpu["capability"]
     built = facts.get("architectures", [])
     if built and not any(arch.removeprefix("sm_").removeprefix("compute_")[:-1] == str(major) for arch in built):
-        return Finding("devices", name, FAIL, f"{said}; this PyTorch has no code for capability {major}.{minor}", CUDA_BUILD)
+        return Finding(
+            "devices", name, FAIL, f"{said}; this PyTorch has no code for capability {major}.{minor}", CUDA_BUILD
+        )
     if needed is not None and needed > gpu["total"]:
         return Finding("devices", name, FAIL, f"{said}; the weights at rest take {in_words(needed)}",
                        "+strategy=fsdp_stream strategy.source=host, or +strategy=diagonal_pipeline on more cards")  # fmt: skip
@@ -158,7 +168,11 @@ def check_talk(trial: Trial, devices: int) -> list[Finding]:
         return []
     if trial.trouble:
         state = FAIL if devices > 1 else WARN
-        mend = "export GLOO_SOCKET_IFNAME=lo" if trial.backend == "gloo" else "NCCL_DEBUG=INFO tells more; NCCL_P2P_DISABLE=1"
+        mend = (
+            "export GLOO_SOCKET_IFNAME=lo"
+            if trial.backend == "gloo"
+            else "NCCL_DEBUG=INFO tells more; NCCL_P2P_DISABLE=1"
+        )
         return [Finding("ranks", "self-test", state, f"{what}: {trial.trouble}", mend)]
     met = max(talk["met_s"] for talk in trial.talks)
     rate = min(talk["bytes_per_s"] for talk in trial.talks)
@@ -182,7 +196,9 @@ def check_ports() -> list[Finding]:
                 probe.bind(("", int(port)))
             found.append(Finding("ranks", "port", OK, f"MASTER_PORT={port} is free"))
         except (OSError, ValueError, OverflowError) as error:
-            found.append(Finding("ranks", "port", FAIL, f"MASTER_PORT={port} cannot be used: {error}", "unset MASTER_PORT"))
+            found.append(
+                Finding("ranks", "port", FAIL, f"MASTER_PORT={port} cannot be used: {error}", "unset MASTER_PORT")
+            )
     else:
         found.append(Finding("ranks", "port", OK, f"a free one can be had ({free_port()} just now)"))
     left = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in os.environ]

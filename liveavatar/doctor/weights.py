@@ -81,7 +81,11 @@ def _index(path: Path, mend: str) -> list[Finding]:
         return [Finding(GROUP, path.name, FAIL, f"{path} is no readable index: {error}", mend)]
     missing = [name for name in named if not (path.parent / name).is_file()]
     if missing:
-        return [Finding(GROUP, path.name, FAIL, f"{path} names {len(missing)} missing files: {', '.join(missing[:3])}", mend)]
+        return [
+            Finding(
+                GROUP, path.name, FAIL, f"{path} names {len(missing)} missing files: {', '.join(missing[:3])}", mend
+            )
+        ]
     return [Finding(GROUP, path.name, OK, f"all {len(named)} files of the index are there")]
 
 

@@ -89,9 +89,7 @@ def _told(profiler: MemoryProfiler, config: Any, directory: Path | None, error: 
     return OutOfMemory(failure.sentence(str(at), None if where is None else str(where)), profiler.failure)
 
 
-def _advice(
-    profiler: MemoryProfiler, config: dict[str, Any], held: Holdings, short: int | None
-) -> tuple[Saving, ...]:
+def _advice(profiler: MemoryProfiler, config: dict[str, Any], held: Holdings, short: int | None) -> tuple[Saving, ...]:
     """The plan's own advice first, if there is one."""
     planned = tuple(Saving(setting) for setting in profiler.plan.advice) if profiler.plan else ()
     with contextlib.suppress(KeyError, TypeError, ValueError):

@@ -128,7 +128,15 @@ def _draw_device(axes: Any, document: dict[str, Any], gpu: bool) -> None:
     if gpu:
         for kind, style in (("reserved", "-"), ("driver", ":")):
             if kind in table:
-                axes.plot(seconds, _scaled(_filled(table[kind])), style, color="#222222", lw=1, label=kind, drawstyle="steps-pre")
+                axes.plot(
+                    seconds,
+                    _scaled(_filled(table[kind])),
+                    style,
+                    color="#222222",
+                    lw=1,
+                    label=kind,
+                    drawstyle="steps-pre",
+                )
     plan = (document.get("plan") or {}).get("peaks")
     if plan:
         line = [plan.get(phase, float("nan")) / GB for phase in table["phase"]]

@@ -132,7 +132,11 @@ class MemoryProfiler:
     """
 
     def __init__(
-        self, device: torch.device, settings: ProfileSettings | None = None, plan: Prediction | None = None, rank: int = 0
+        self,
+        device: torch.device,
+        settings: ProfileSettings | None = None,
+        plan: Prediction | None = None,
+        rank: int = 0,
     ) -> None:
         self.device, self.settings, self.plan, self.rank = device, settings or ProfileSettings(), plan, rank
         self.ledger, self.where = Ledger(), Where()
@@ -249,9 +253,7 @@ class MemoryProfiler:
             "device": str(self.device),
             "rank": self.rank,
             "phases": {name: _told(peaks) for name, peaks in self.phases.items()},
-            "units": {
-                name: peaks.known("allocated", "above", "host", "visits") for name, peaks in self.units.items()
-            },
+            "units": {name: peaks.known("allocated", "above", "host", "visits") for name, peaks in self.units.items()},
             "components": _split(self.components),
             "timeline": self.timeline.table(),
             "stride": self.timeline.stride,

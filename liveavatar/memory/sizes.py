@@ -86,7 +86,6 @@ def impossible(rest: Rest, ranks: int, main: Room, card: int | None) -> str | No
     A lower bound against an upper one: what is refused cannot work, whatever else is done.
     """
 
-
     if card is not None and rest.device > card:
         return f"the weights alone take {in_words(rest.device)} of each card, which has {in_words(card)}"
     needed = rest.host + (rest.device * ranks if card is None else 0)

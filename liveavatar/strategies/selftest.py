@@ -31,7 +31,9 @@ def facts() -> dict[str, Any]:
     for number in range(count):
         about = torch.cuda.get_device_properties(number)
         free, total = torch.cuda.mem_get_info(number)
-        reach = [other for other in range(count) if other != number and torch.cuda.can_device_access_peer(number, other)]
+        reach = [
+            other for other in range(count) if other != number and torch.cuda.can_device_access_peer(number, other)
+        ]
         gpu = {"name": about.name, "capability": [about.major, about.minor], "free": free, "total": total}
         found["gpus"].append(gpu | {"peers": reach})
     if count:

@@ -14,12 +14,14 @@ from liveavatar.memory.readings import Room
 from tests.memory.test_sizes import _plain
 
 GB = 10**9
-CUDA = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 23.64 GiB of which 1.02 GiB is free."
+CUDA = (
+    "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 23.64 GiB of which 1.02 GiB is free."
+)
 
 
 def _raised(act: object) -> BaseException:
     assert callable(act)
-    with pytest.raises(BaseException) as raised:  # noqa: PT011
+    with pytest.raises(BaseException) as raised:
         act()
     return raised.value
 
@@ -114,7 +116,10 @@ def test_advice_follows_what_is_held_and_what_was_chosen() -> None:
     streamed = _settings("+strategy=fsdp_stream", "strategy.resident=3", "strategy.slots=4")
     assert streamed[:3] == ["strategy.resident=0", "strategy.slots=2", "strategy.source=host"]
     wavefront = _settings("+strategy=fsdp_stream", "strategy.source=host", "parallel.schedule=wavefront")
-    assert wavefront[:2] == ["strategy.caches=host", "+strategy=diagonal_pipeline fabric.devices=2 (with a second card)"]
+    assert wavefront[:2] == [
+        "strategy.caches=host",
+        "+strategy=diagonal_pipeline fabric.devices=2 (with a second card)",
+    ]
     assert not any("fsdp_stream" in setting for setting in _settings(held={"weights": (GB, 0)}))  # it would cost more
 
 

@@ -31,7 +31,11 @@ def _document(folder: Path, device: str = "cpu") -> Path:
         table = document["timeline"]
         count = len(table["seconds"])
         document["device"] = device
-        table |= {"allocated": [7 * 10**7] * count, "reserved": [10**8] * count, "driver": [None, *[10**9] * (count - 1)]}
+        table |= {
+            "allocated": [7 * 10**7] * count,
+            "reserved": [10**8] * count,
+            "driver": [None, *[10**9] * (count - 1)],
+        }
         path.write_text(json.dumps(document))
     return path
 

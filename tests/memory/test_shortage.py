@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +42,7 @@ def _starved_here(
     return _here(_arguments(out), monkeypatch, capsys)
 
 
-def _here(
-    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> tuple[int, str]:
+def _here(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     monkeypatch.setattr("sys.argv", ["liveavatar.infer", *arguments])
     with pytest.raises(SystemExit) as ended:
         main()
