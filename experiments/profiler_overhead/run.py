@@ -1,9 +1,9 @@
 """How much longer does a stream take while its memory is watched?
 
-Runs the same stream of model=tiny in turns, without and with the profiler, in one process: one set of models, caches made
-anew each time. Each turn is a pair whose order alternates, so that whatever else the machine does falls on both. Blocks
-are timed after the first, which pays for what happens once (the passes that are followed tensor by tensor among it);
-the whole stream is given beside them.
+Runs the same stream of model=tiny in turns, without and with the profiler, in one process: one set of models, caches
+made anew each time. Each turn is a pair whose order alternates, so that whatever else the machine does falls on both.
+Process seconds are compared, which other processes disturb least. Blocks are timed after the first, which pays for what
+happens once (most passes that are followed tensor by tensor among it); the whole stream is given beside them.
 
     python -m experiments.profiler_overhead.run --out experiments/profiler_overhead
 """

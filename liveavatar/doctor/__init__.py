@@ -90,8 +90,15 @@ def _request(config: Mapping[str, Any]) -> list[Finding]:
         paths = [whole] if whole.exists() else [Path(part).expanduser() for part in str(value).split("+")]
         missing = [str(path) for path in paths if not path.exists()]
         said = f"{', '.join(missing)} does not exist" if missing else str(value)
-        found.append(Finding("request", f"request.{key}", FAIL if missing else OK, said,
-                             f"request.{key}=a file of yours" if missing else ""))  # fmt: skip
+        found.append(
+            Finding(
+                "request",
+                f"request.{key}",
+                FAIL if missing else OK,
+                said,
+                f"request.{key}=a file of yours" if missing else "",
+            )
+        )
     return found
 
 

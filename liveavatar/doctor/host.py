@@ -31,8 +31,15 @@ def check_memory(rest: Rest, ranks: int, room: Room, total: Room, on_cpu: bool) 
     if needed > total.total:
         return [Finding("host", "memory", FAIL, said, disk if on_cpu else "strategy.source=peers, or a larger machine")]
     if everything > room.free:
-        return [Finding("host", "memory", WARN, f"{said} and {in_words(everything - needed)} of libraries and encoding",
-                        "end other programs (ps aux --sort=-rss | head), or " + disk)]  # fmt: skip
+        return [
+            Finding(
+                "host",
+                "memory",
+                WARN,
+                f"{said} and {in_words(everything - needed)} of libraries and encoding",
+                "end other programs (ps aux --sort=-rss | head), or " + disk,
+            )
+        ]
     return [Finding("host", "memory", OK, said)]
 
 
@@ -43,8 +50,15 @@ def check_pinned(rest: Rest, on_cpu: bool) -> list[Finding]:
     if on_cpu or rest.host == 0:
         return [Finding("host", "pinned memory", OK, f"limit {told}; nothing here asks for any")]
     if limit != resource.RLIM_INFINITY and limit < rest.host:
-        return [Finding("host", "pinned memory", WARN, f"limit {told}, and {in_words(rest.host)} rest in host memory: "
-                        "locking them may be refused", "ulimit -l unlimited (docker run --ulimit memlock=-1)")]  # fmt: skip
+        return [
+            Finding(
+                "host",
+                "pinned memory",
+                WARN,
+                f"limit {told}, and {in_words(rest.host)} rest in host memory: locking them may be refused",
+                "ulimit -l unlimited (docker run --ulimit memlock=-1)",
+            )
+        ]
     return [Finding("host", "pinned memory", OK, f"limit {told}")]
 
 

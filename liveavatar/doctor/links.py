@@ -48,10 +48,13 @@ class Trial:
             command = [sys.executable, "-m", "liveavatar.strategies.selftest", backend, str(timeout_s)]
             trial.processes.append(
                 subprocess.Popen(
-                    command, env=clean | {name: str(value) for name, value in mine.items()}, text=True,
-                    stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                    command,
+                    env=clean | {name: str(value) for name, value in mine.items()},
+                    text=True,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
                 )
-            )  # fmt: skip
+            )
         return trial
 
     def finish(self) -> Trial:
@@ -96,8 +99,15 @@ def check_torch(trial: Trial) -> list[Finding]:
     kind = f"built for CUDA {facts['cuda']}" if facts["cuda"] else "built for the CPU"
     found = [Finding("torch", "start", OK, f"{facts['torch']}, {kind}")]
     if "torchaudio_error" in facts:
-        found.append(Finding("torch", "torchaudio", FAIL, f"does not load beside this torch: {facts['torchaudio_error']}",
-                             "pip install --force-reinstall torch torchaudio"))  # fmt: skip
+        found.append(
+            Finding(
+                "torch",
+                "torchaudio",
+                FAIL,
+                f"does not load beside this torch: {facts['torchaudio_error']}",
+                "pip install --force-reinstall torch torchaudio",
+            )
+        )
     return found
 
 
@@ -108,8 +118,15 @@ def check_devices(trial: Trial, accelerator: str, devices: int, needed: int | No
     if not gpus:
         driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi")
         if accelerator == "cuda":
-            found.append(Finding("devices", "GPU", FAIL, "fabric.accelerator=cuda, and PyTorch finds none",
-                                 "fabric.accelerator=cpu" if not driver else CUDA_BUILD))  # fmt: skip
+            found.append(
+                Finding(
+                    "devices",
+                    "GPU",
+                    FAIL,
+                    "fabric.accelerator=cuda, and PyTorch finds none",
+                    "fabric.accelerator=cpu" if not driver else CUDA_BUILD,
+                )
+            )
         elif driver and accelerator == "auto":
             found.append(Finding("devices", "GPU", WARN, "a driver is here, but this PyTorch finds no GPU", CUDA_BUILD))
         else:
@@ -118,15 +135,28 @@ def check_devices(trial: Trial, accelerator: str, devices: int, needed: int | No
     for number, gpu in enumerate(gpus):
         found.append(_card(number, gpu, trial.facts or {}, needed))
     if accelerator != "cpu" and devices > len(gpus):
-        found.append(Finding("devices", "count", FAIL, f"fabric.devices={devices}, and there are {len(gpus)}",
-                             f"fabric.devices={len(gpus)}"))  # fmt: skip
+        found.append(
+            Finding(
+                "devices",
+                "count",
+                FAIL,
+                f"fabric.devices={devices}, and there are {len(gpus)}",
+                f"fabric.devices={len(gpus)}",
+            )
+        )
     if len(gpus) > 1:
         lacking = [n for n, gpu in enumerate(gpus) if len(gpu["peers"]) < len(gpus) - 1]
         found.append(
-            Finding("devices", "peer access", NOTE, f"cards {lacking} do not reach all others: transfers pass through "
-                    "host memory", "nvidia-smi topo -m; prefer +strategy=diagonal_pipeline, which moves least")
-            if lacking else Finding("devices", "peer access", OK, "every card reaches every other")
-        )  # fmt: skip
+            Finding(
+                "devices",
+                "peer access",
+                NOTE,
+                f"cards {lacking} do not reach all others: transfers pass through host memory",
+                "nvidia-smi topo -m; prefer +strategy=diagonal_pipeline, which moves least",
+            )
+            if lacking
+            else Finding("devices", "peer access", OK, "every card reaches every other")
+        )
         found += _topology()
     return found
 
@@ -143,11 +173,21 @@ def _card(number: int, gpu: dict[str, Any], facts: dict[str, Any], needed: int |
             "devices", name, FAIL, f"{said}; this PyTorch has no code for capability {major}.{minor}", CUDA_BUILD
         )
     if needed is not None and needed > gpu["total"]:
-        return Finding("devices", name, FAIL, f"{said}; the weights at rest take {in_words(needed)}",
-                       "+strategy=fsdp_stream strategy.source=host, or +strategy=diagonal_pipeline on more cards")  # fmt: skip
+        return Finding(
+            "devices",
+            name,
+            FAIL,
+            f"{said}; the weights at rest take {in_words(needed)}",
+            "+strategy=fsdp_stream strategy.source=host, or +strategy=diagonal_pipeline on more cards",
+        )
     if needed is not None and needed > gpu["free"]:
-        return Finding("devices", name, WARN, f"{said}; the weights at rest take {in_words(needed)}, other processes hold "
-                       "the rest", "nvidia-smi, and end what is not needed")  # fmt: skip
+        return Finding(
+            "devices",
+            name,
+            WARN,
+            f"{said}; the weights at rest take {in_words(needed)}, other processes hold the rest",
+            "nvidia-smi, and end what is not needed",
+        )
     return Finding("devices", name, OK, said)
 
 
@@ -203,11 +243,25 @@ def check_ports() -> list[Finding]:
         found.append(Finding("ranks", "port", OK, f"a free one can be had ({free_port()} just now)"))
     left = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in os.environ]
     if left and not os.environ.get("TORCHELASTIC_RUN_ID") and "SLURM_JOB_ID" not in os.environ:
-        found.append(Finding("ranks", "environment", WARN, f"{', '.join(left)} set, and no launcher: a run would wait for "
-                             "ranks that never come", f"unset {' '.join(left)}"))  # fmt: skip
+        found.append(
+            Finding(
+                "ranks",
+                "environment",
+                WARN,
+                f"{', '.join(left)} set, and no launcher: a run would wait for ranks that never come",
+                f"unset {' '.join(left)}",
+            )
+        )
     try:
         socket.getaddrinfo(socket.gethostname(), None)
     except OSError:
-        found.append(Finding("ranks", "host name", WARN, f"{socket.gethostname()!r} leads to no address: ranks may not meet",
-                             "export GLOO_SOCKET_IFNAME=lo, or add the name to /etc/hosts"))  # fmt: skip
+        found.append(
+            Finding(
+                "ranks",
+                "host name",
+                WARN,
+                f"{socket.gethostname()!r} leads to no address: ranks may not meet",
+                "export GLOO_SOCKET_IFNAME=lo, or add the name to /etc/hosts",
+            )
+        )
     return found

@@ -12,9 +12,12 @@ from liveavatar.doctor.finding import FAIL, NOTE, OK, WARN, Finding
 
 GROUP = "versions"
 EXTRAS = {
-    "figures": "memory.png is not drawn", "ui": "no web page", "metrics": "fewer quality metrics",
-    "train": "no W&B logging", "dev": "no tests or linters",
-}  # fmt: skip
+    "figures": "memory.png is not drawn",
+    "ui": "no web page",
+    "metrics": "fewer quality metrics",
+    "train": "no W&B logging",
+    "dev": "no tests or linters",
+}
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -41,8 +44,15 @@ def check_versions() -> list[Finding]:
     """Python, every required library, and extras of which something is missing."""
     python, lines = declared()
     if not lines:
-        return [Finding(GROUP, "liveavatar", WARN, "neither installed nor a checkout: nothing to compare with",
-                        "pip install liveavatar")]  # fmt: skip
+        return [
+            Finding(
+                GROUP,
+                "liveavatar",
+                WARN,
+                "neither installed nor a checkout: nothing to compare with",
+                "pip install liveavatar",
+            )
+        ]
     try:
         from packaging.requirements import Requirement
         from packaging.specifiers import SpecifierSet
@@ -50,9 +60,14 @@ def check_versions() -> list[Finding]:
         return [Finding(GROUP, "packaging", WARN, "missing, so no ranges were compared", "pip install packaging")]
     fits = platform.python_version() in SpecifierSet(python)
     found = [
-        Finding(GROUP, "python", OK if fits else FAIL, f"{platform.python_version()} (wants {python}), {sys.executable}",
-                "" if fits else "make an environment with a newer Python: uv venv --python 3.12")
-    ]  # fmt: skip
+        Finding(
+            GROUP,
+            "python",
+            OK if fits else FAIL,
+            f"{platform.python_version()} (wants {python}), {sys.executable}",
+            "" if fits else "make an environment with a newer Python: uv venv --python 3.12",
+        )
+    ]
     missing: dict[str, list[str]] = {}
     for line in lines:
         wanted = Requirement(line)
@@ -63,8 +78,15 @@ def check_versions() -> list[Finding]:
             missing.setdefault(extra, []).append(state.name)
     for extra, names in missing.items():
         why = EXTRAS.get(extra, "optional")
-        found.append(Finding(GROUP, f"extra {extra}", NOTE, f"{why}: {', '.join(names)} missing or out of range",
-                             f"pip install 'liveavatar[{extra}]'"))  # fmt: skip
+        found.append(
+            Finding(
+                GROUP,
+                f"extra {extra}",
+                NOTE,
+                f"{why}: {', '.join(names)} missing or out of range",
+                f"pip install 'liveavatar[{extra}]'",
+            )
+        )
     return found
 
 
@@ -99,6 +121,13 @@ def check_pairing() -> list[Finding]:
     pair = " and ".join(f"{name} {text}" for name, text in builds.items())
     if all(kinds.values()) and len(set(kinds.values())) > 1:
         index = f"https://download.pytorch.org/whl/{kinds['torch']}"
-        return [Finding(GROUP, "torch and torchaudio", FAIL, f"{pair} are builds for different platforms",
-                        f"pip install --force-reinstall torchaudio --index-url {index}")]  # fmt: skip
+        return [
+            Finding(
+                GROUP,
+                "torch and torchaudio",
+                FAIL,
+                f"{pair} are builds for different platforms",
+                f"pip install --force-reinstall torchaudio --index-url {index}",
+            )
+        ]
     return [Finding(GROUP, "torch and torchaudio", OK, pair)]

@@ -28,15 +28,29 @@ def check_weights(config: Mapping[str, Any]) -> list[Finding]:
     node: Mapping[str, Any] = config.get("weights") or {}
     found = []
     if str(node.get("_target_", "")).endswith("RandomWeights"):
-        found.append(Finding(GROUP, "weights", NOTE, "random: the picture will be noise, and the machinery is shown",
-                             "weights.dir=… once you have a checkpoint"))  # fmt: skip
+        found.append(
+            Finding(
+                GROUP,
+                "weights",
+                NOTE,
+                "random: the picture will be noise, and the machinery is shown",
+                "weights.dir=… once you have a checkpoint",
+            )
+        )
     if node.get("dir"):
         found += check_folder(Path(str(node["dir"])).expanduser())
     if node.get("lora"):
         path = Path(str(node["lora"])).expanduser()
         trouble = _trouble(path) if path.is_file() else "does not exist"
-        found.append(Finding(GROUP, "weights.lora", FAIL if trouble else OK, f"{path}: {trouble or 'readable'}",
-                             "weights.lora=FILE" if trouble else ""))  # fmt: skip
+        found.append(
+            Finding(
+                GROUP,
+                "weights.lora",
+                FAIL if trouble else OK,
+                f"{path}: {trouble or 'readable'}",
+                "weights.lora=FILE" if trouble else "",
+            )
+        )
     tokenizer = ((config.get("model") or {}).get("tokenizer") or {}).get("folder")
     if tokenizer:
         found.append(_tokenizer(Path(str(tokenizer)).expanduser()))
@@ -128,5 +142,10 @@ def _tokenizer(folder: Path) -> Finding:
     names = ("tokenizer.json", "spiece.model")
     if folder.is_dir() and any((folder / name).is_file() for name in names):
         return Finding(GROUP, "tokenizer", OK, str(folder))
-    return Finding(GROUP, "tokenizer", FAIL, f"{folder} holds neither {' nor '.join(names)}",
-                   FETCH.format(repo="google/umt5-xxl spiece.model tokenizer.json", folder=folder))  # fmt: skip
+    return Finding(
+        GROUP,
+        "tokenizer",
+        FAIL,
+        f"{folder} holds neither {' nor '.join(names)}",
+        FETCH.format(repo="google/umt5-xxl spiece.model tokenizer.json", folder=folder),
+    )

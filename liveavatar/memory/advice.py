@@ -25,8 +25,8 @@ def savings(
 ) -> tuple[Saving, ...]:
     """Settings that would help, at most four, those that save at least `short` bytes before the others.
 
-    A saving of unknown size is taken to be enough. `config` is the run's configuration in plain values, `unit_bytes` the size of its largest unit. On a CPU, what a
-    strategy parks in host memory is not saved.
+    A saving of unknown size is taken to be enough. `config` is the run's configuration in plain values, `unit_bytes`
+    the size of its largest unit. On a CPU, what a strategy parks in host memory is not saved.
     """
     found = [*_exact(config, held, phase, on_cpu, unit_bytes), *_rounded(config, held), *_smaller(config, held, phase)]
     enough = [saving for saving in found if short is None or saving.saves is None or saving.saves >= short]

@@ -32,6 +32,10 @@ class WatchedSource:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)
 
+    @property
+    def origin(self) -> str:
+        return self._source.origin
+
     def read(self, name: str, shape: torch.Size) -> Tensor:
         first, _, rest = name.partition(".")
         number = rest.partition(".")[0]

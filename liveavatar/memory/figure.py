@@ -181,7 +181,7 @@ def _within(layers: Sequence[Sequence[float]], room: Sequence[float]) -> list[li
     return fitted
 
 
-def _above(table: dict[str, list[Any]], resting: list[float]) -> list[float]:
+def _above(table: dict[str, list[Any]], resting: Sequence[float]) -> list[float]:
     """Activations: read where they are known, else the most that was read in the same phase."""
     known = table.get("allocated", [None] * len(resting))
     most: dict[str, float] = {}

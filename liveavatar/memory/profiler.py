@@ -12,10 +12,10 @@ few passes one by one (`memory.probe`). Which component holds what is told by th
     format        1
     device, rank  where this was measured
     phases        by name: allocated, reserved, driver, host (peaks), seconds, and the component bytes at its end
-    units         by name: allocated (peak while the unit was entered), above (the same without what rested), host, visits
+    units         by name: allocated (peak while it was entered), above (the same without what rested), host, visits
     components    by name: device and host bytes, the most of the run
     timeline      columns of equal length: seconds, phase, unit, block, host, allocated, reserved, driver (where known),
-                  device/<component>, parked/<component>; thinned to `profile.points`, each point the highest of its stretch
+                  device/<component>, parked/<component>; thinned to `profile.points`, each the highest of its stretch
     stride        readings that one point stands for
     plan          peaks foreseen by phase, and `error` = predicted / measured - 1 by phase and of the whole; or null
     baseline      resident bytes before anything was loaded: interpreter and libraries

@@ -19,6 +19,7 @@ FLOATS = 1 << 20
 def facts() -> dict[str, Any]:
     """Versions, devices, memory and peer access, as PyTorch sees them."""
     import torch
+    from torch.cuda import nccl
 
     found: dict[str, Any] = {"torch": torch.__version__, "cuda": torch.version.cuda, "gpus": []}
     try:
@@ -38,7 +39,7 @@ def facts() -> dict[str, Any]:
         found["gpus"].append(gpu | {"peers": reach})
     if count:
         found["architectures"] = torch.cuda.get_arch_list()
-        found["nccl"] = list(torch.cuda.nccl.version())
+        found["nccl"] = list(nccl.version())
     return found
 
 
