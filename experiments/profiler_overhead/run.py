@@ -3,7 +3,8 @@
 Runs the same stream of model=tiny in turns, without and with the profiler, in one process: one set of models, caches
 made anew each time. Each turn is a pair whose order alternates, so that whatever else the machine does falls on both.
 Process seconds are compared, which other processes disturb least. Blocks are timed after the first, which pays for what
-happens once (most passes that are followed tensor by tensor among it); the whole stream is given beside them.
+happens once (most passes that are followed tensor by tensor among it); the whole stream is given beside them,
+and `once`: the seconds that the watching adds before the second block, whatever the length.
 
     python -m experiments.profiler_overhead.run --out experiments/profiler_overhead
 """
@@ -76,16 +77,19 @@ def measure(run: Run, pairs: int) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = ["| profile | pairs | blocks after the first, on / off: median | quartiles | whole stream: median |"]
-    lines.append("| --- | --- | --- | --- | --- |")
+    lines = [
+        "| profile | pairs | blocks after the first, on / off: median | quartiles | whole stream: median | once, s |"
+    ]
+    lines.append("| --- | --- | --- | --- | --- | --- |")
     for name in dict.fromkeys(row["setting"] for row in rows):
         mine = [row for row in rows if row["setting"] == name]
         blocks = sorted(row["blocks_on_s"] / row["blocks_off_s"] for row in mine)
         whole = [row["stream_on_s"] / row["stream_off_s"] for row in mine]
+        once = [row["stream_on_s"] - row["stream_off_s"] - row["blocks_on_s"] + row["blocks_off_s"] for row in mine]
         low, _, high = statistics.quantiles(blocks, n=4) if len(blocks) > 1 else blocks * 3
         lines.append(
             f"| {name} | {len(mine)} | {statistics.median(blocks):.3f} | {low:.3f} to {high:.3f} | "
-            f"{statistics.median(whole):.3f} |"
+            f"{statistics.median(whole):.3f} | {statistics.median(once):.2f} |"
         )
     return "\n".join(lines)
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor, UntypedStorage, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 
 class TensorWatch(TorchDispatchMode):
@@ -51,15 +50,23 @@ class TensorWatch(TorchDispatchMode):
         super().__exit__(*ended)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for given in tree_leaves((args, kwargs)):
-            self._meet(given, new=False)
-        made = func(*args, **(kwargs or {}))
-        for result in tree_leaves(made):
-            self._meet(result, new=True)
+        self._meet(args, new=False)
+        if not kwargs:
+            made = func(*args)
+        else:
+            self._meet(tuple(kwargs.values()), new=False)
+            made = func(*args, **kwargs)
+        self._meet(made, new=True)
         return made
 
     def _meet(self, value: Any, new: bool) -> None:
-        if type(value) is not Tensor and type(value) is not nn.Parameter:
+        """Note a tensor, or those in a list: operations take and give nothing deeper."""
+        kind = type(value)
+        if kind is tuple or kind is list:
+            for part in value:
+                self._meet(part, new)
+            return
+        if kind is not Tensor and kind is not nn.Parameter:
             return
         storage = value.untyped_storage()
         key = id(storage)  # one Python object for as long as the storage lives
