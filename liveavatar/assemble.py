@@ -20,8 +20,11 @@ from liveavatar.checkpoint.load import Lent, materialise
 from liveavatar.checkpoint.read import TensorSource
 from liveavatar.config import conf_dir, make
 from liveavatar.intake import Parts, check_request
+from liveavatar.memory.attend import WatchedSource, attending, encoding
+from liveavatar.memory.explain import explained, foresee
+from liveavatar.memory.figure import draw_if_possible
 from liveavatar.memory.given import GB
-from liveavatar.memory.profiler import PeakMemory
+from liveavatar.memory.profiler import MemoryProfiler, ProfileSettings
 from liveavatar.metrics.speed import SpeedMeter
 from liveavatar.sampling.scheduler import EulerSampler
 from liveavatar.session import AvatarSession, Stream
@@ -48,23 +51,32 @@ class Run:
     strategy: Any
     directory: Path | None
     speed: SpeedMeter
-    memory: PeakMemory
+    memory: MemoryProfiler
     metrics: dict[str, Any] = field(default_factory=dict)
     _sinks: Fanout = field(default_factory=lambda: Fanout({}))
 
     def chunks(self) -> Iterator[VideoChunk]:
-        """The video of the request, each piece already handed to all sinks."""
+        """The video of the request, each piece already handed to all sinks.
+
+        Raises OutOfMemory, with the explanation as its message, where memory runs out.
+        """
+        with explained(self.memory, self.cfg, self.directory):
+            yield from self._chunks()
+
+    def _chunks(self) -> Iterator[VideoChunk]:
         self.speed.begin()
-        stream = self.session.prepare(self.request)
-        self.memory.end("encode")
+        parts = self.session.parts
+        with encoding(self.memory, encoders(parts)):
+            stream = self.session.prepare(self.request)
         blocks = stream.gathered.blocks
         try:
-            self._sinks = self._fanout()
-            self._sinks.open(stream.info)
-            for chunk in self.session.chunks(stream):
-                self._sinks.write(chunk)
-                yield chunk
-            self._sinks.close()
+            with attending(self.memory, parts.dit, stream):
+                self._sinks = self._fanout()
+                self._sinks.open(stream.info)
+                for chunk in self.session.chunks(stream):
+                    self._sinks.write(chunk)
+                    yield chunk
+                self._sinks.close()
             for failure in (self._sinks.failures.get(name) for name in ESSENTIAL):
                 if failure is not None:
                     raise failure
@@ -84,7 +96,7 @@ class Run:
             config = OmegaConf.to_yaml(self.cfg, resolve=True)
             about = {"config": config, "threads": str(torch.get_num_threads())}
             sinks["latents"] = LatentSink(Path(self.cfg.output.latents).expanduser(), about)
-        sinks |= {"speed": self.speed, "progress": ProgressSink()}
+        sinks |= {"speed": self.speed, "progress": ProgressSink(note=self.memory.said)}
         return Fanout(sinks, essential=tuple(name for name in ESSENTIAL if name in sinks))
 
     def _finish(self, stream: Stream, blocks: int) -> None:
@@ -92,9 +104,9 @@ class Run:
         try:
             self._sinks.close()
         finally:
-            self.memory.end("run")
+            self.memory.end()
             moved = self.strategy.traffic
-            self.metrics |= self.speed.values() | self.memory.values
+            self.metrics |= self.speed.values() | self.memory.values()
             self.metrics |= {
                 "traffic/host_bytes_per_block": moved.host / blocks,
                 "traffic/received_bytes_per_block": moved.received / blocks,
@@ -111,9 +123,11 @@ class Run:
             self.metrics |= {"schedule/ticks": tick_count, "schedule/utilisation": utilisation}
             if self.directory is not None:
                 write_metrics(self.directory, self.metrics)
+                draw_if_possible(self.memory.write(self.directory), self.memory.settings.figure)
 
     def close(self) -> None:
         self.strategy.release()
+        self.memory.close()
 
     def __enter__(self) -> Run:
         return self
@@ -134,6 +148,7 @@ def assemble(cfg: DictConfig) -> Run:
     strategy, sampler = make(cfg.strategy, "strategy"), make(cfg.sampler, "sampler")
     rollout, speech = make(cfg.rollout, "rollout"), make(cfg.speech, "speech")
     source: TensorSource = make(cfg.weights, "weights")
+    profile: ProfileSettings = make(cfg.profile, "profile")
     threads = thread_count(cfg)
     dtypes = storage_type(cfg, "dit"), storage_type(cfg, "encoders")
     cells = in_flight(cfg, strategy, sampler.steps, rollout.mode)
@@ -162,9 +177,14 @@ def assemble(cfg: DictConfig) -> Run:
         OmegaConf.save(cfg, directory / "config.yaml", resolve=True)
 
     began = time.perf_counter()
-    memory = PeakMemory(strategy.device)
-    parts = build_parts(cfg, source, strategy, sampler, *dtypes, hoist)
-    memory.end("load")
+    memory = MemoryProfiler(strategy.device, profile, rank=fabric.global_rank)
+    with explained(memory, cfg, directory):
+        foresee(memory, cfg, fabric.world_size)
+        parts = build_parts(cfg, WatchedSource(source, memory), strategy, sampler, *dtypes, hoist)
+        memory.ledger.add(strategy.holdings)
+        for name, module in encoders(parts).items():
+            memory.ledger.add_module(name, module, strategy.device)
+        memory.end()
     if reason:
         log.info(reason)
     log.info(strategy.summary())
@@ -220,6 +240,12 @@ def build_parts(
     strategy.place(dit.eval(), source, dit_dtype)
     text = others["text"] if cfg.memory.text == "resident" else lent
     return Parts(dit, text, tokenizer, others["speech"], others["vae"], cfg.model.size_multiple)  # type: ignore[arg-type]
+
+
+def encoders(parts: Parts) -> dict[str, nn.Module]:
+    """The models beside the DiT by component name, a lent one as the module that it brings to life."""
+    text = parts.text.module if isinstance(parts.text, Lent) else parts.text
+    return {"text": text, "speech": parts.speech, "vae": parts.codec}  # type: ignore[dict-item]
 
 
 def rehearsals(cfg: DictConfig) -> dict[str, dict[str, Any]]:

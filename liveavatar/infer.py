@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 
 from liveavatar.config import conf_dir, quoted, register_resolvers
+from liveavatar.memory.failure import OutOfMemory
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -67,6 +68,9 @@ def _main(cfg: DictConfig) -> None:
     except OSError as error:
         _say(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", error)
         code = FAILED
+    except OutOfMemory as error:
+        _say(str(error), error, everywhere=True)
+        code = FAILED
     except RuntimeError as error:
         if not any(words in str(error) for words in PEER_LEFT):
             raise
@@ -76,14 +80,16 @@ def _main(cfg: DictConfig) -> None:
         sys.exit(code)
 
 
-def _say(message: str, error: BaseException | None) -> None:
-    """The message on the terminal, once for all ranks; where it came from goes to the log file, if there is one."""
+def _say(message: str, error: BaseException | None, everywhere: bool = False) -> None:
+    """The message on the terminal, once for all ranks unless each has its own to tell; where it came from goes to the
+    log file, if there is one.
+    """
     log = logging.getLogger("liveavatar")
     files = [handler for handler in log.handlers if isinstance(handler, logging.FileHandler)]
     if files and error is not None:
         for handler in files:
             handler.handle(logging.LogRecord("liveavatar", logging.ERROR, __file__, 0, message, (), _info(error)))
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+    if everywhere or int(os.environ.get("LOCAL_RANK", "0")) == 0:
         sys.stderr.write(f"liveavatar: {message}\n")
 
 

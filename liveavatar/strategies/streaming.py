@@ -103,6 +103,12 @@ class StreamingStrategy(RankStrategy):
         count, kept = len(layers), min(self.resident, len(layers))
         return [f"blocks.{layers[(2 * i + 1) * count // (2 * kept)]}" for i in range(kept)]
 
+    def holdings(self) -> dict[str, tuple[int, int]]:
+        """Shards and resident blocks apart from the ring; slabs that ranks of a machine share count on each of them."""
+        ring = self.ring.nbytes if self.ring else 0
+        slabs = self._bytes.room.nbytes if isinstance(self._bytes, HostSlabs) else 0
+        return {"weights": (self.traffic.held - ring, slabs), "ring": (ring, 0)}
+
     def machine_of(self, rank: int) -> int:
         """The number of the machine on which a rank runs."""
         return rank // self.num_processes

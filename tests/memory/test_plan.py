@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from liveavatar.memory.given import GB, Ask, Setup, Topology
 
 from liveavatar.config import compose, make
+from liveavatar.memory.given import GB, Ask, Setup, Topology
 from liveavatar.memory.plan import Plan, draw_up
 from liveavatar.memory.sizes import Picture
 from liveavatar.memory.speed import attention_flops, cell_flops, linear_flops, pace

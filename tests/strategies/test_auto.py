@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from liveavatar.memory.given import Setup
 
 from liveavatar.config import compose, make
 from liveavatar.infer import infer
+from liveavatar.memory.given import Setup
 from liveavatar.memory.plan import draw_up
 from liveavatar.settings import settled
 from liveavatar.strategies.auto import ask_of, has_key, options
