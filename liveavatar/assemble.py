@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,174 +14,86 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from liveavatar.checkpoint.load import materialise
+from liveavatar.checkpoint.load import Lent, materialise
 from liveavatar.checkpoint.read import TensorSource, expect
 from liveavatar.choice import Chosen, choose
-from liveavatar.config import kept, literal, make
+from liveavatar.config import conf_dir, kept, literal, make
 from liveavatar.intake import Parts, check_request
-from liveavatar.memory.profiler import PeakMemory
+from liveavatar.memory.attend import WatchedSource
+from liveavatar.memory.explain import explained, foresee
+from liveavatar.memory.given import GB
+from liveavatar.memory.profiler import MemoryProfiler, Peaks, ProfileSettings
 from liveavatar.metrics.speed import SpeedMeter
+from liveavatar.run import Run, encoders
 from liveavatar.sampling.scheduler import EulerSampler
-from liveavatar.session import AvatarSession, Stream
+from liveavatar.session import AvatarSession
 from liveavatar.settings import first_rank, make_request
-from liveavatar.sinks import Fanout, LatentSink, NullSink, ProgressSink
-from liveavatar.strategies.base import Traffic
-from liveavatar.tracking import check_output_file, make_run_directory, stamp, start_log, write_metrics
-from liveavatar.types import AvatarRequest, Sink, VideoChunk
+from liveavatar.strategies.auto import ask_of, best, options
+from liveavatar.strategies.auto import choose as prefer
+from liveavatar.strategies.rehearsal import Stage, rehearse
+from liveavatar.tracking import check_output_file, make_run_directory, stamp, start_log
+from liveavatar.types import AvatarRequest
 
 log = logging.getLogger(__name__)
 
-ESSENTIAL = ("video", "latents")
-"""Sinks that a user asked for: a run in which one of them failed has failed, whatever the others kept."""
-
-
-@dataclass
-class Run:
-    """Everything that one configuration asked for, ready to go. Use as a context: `close` releases what it holds."""
-
-    cfg: DictConfig
-    request: AvatarRequest
-    session: AvatarSession
-    strategy: Any
-    directory: Path | None
-    speed: SpeedMeter
-    memory: PeakMemory
-    metrics: dict[str, Any] = field(default_factory=dict)
-    _sinks: Fanout = field(default_factory=lambda: Fanout({}))
-    _stream: Stream | None = None
-    _made: Iterator[VideoChunk] = field(default_factory=lambda: iter(()))
-    _moved: dict[str, int] = field(default_factory=dict)
-
-    def open(self) -> None:
-        """Read and encode the request and open the sinks: all that comes before the first cell."""
-        self.speed.begin()
-        self._moved = dict(vars(self.strategy.traffic))
-        stream = self.session.prepare(self.request)
-        self.memory.end("encode")
-        self._sinks = self._fanout()
-        self._stream, self._made = stream, self.session.chunks(stream)
-        try:
-            self._sinks.open(stream.info)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                self._finish(stream)
-            raise
-
-    def chunks(self) -> Iterator[VideoChunk]:
-        """The video of the request, each piece already handed to all sinks."""
-        if self._stream is None:
-            self.open()
-        stream = self._stream
-        assert stream is not None
-        try:
-            with self.strategy.watched():
-                for chunk in self._made:
-                    self._sinks.write(chunk)
-                    yield chunk
-            self._sinks.close()
-            for failure in (self._sinks.failures.get(name) for name in ESSENTIAL):
-                if failure is not None:
-                    raise failure
-            self.metrics["run/finished"] = True
-        except BaseException:
-            with contextlib.suppress(OSError):  # the failure under way is the one to tell
-                self._finish(stream)
-            raise
-        self._finish(stream)
-
-    def compute_rest(self) -> None:
-        """Go through what is left without showing it: ranks that compute one request need each other to its end."""
-        with self.strategy.watched():
-            for _ in self._made:
-                pass
-
-    def abandon(self) -> None:
-        """Close what `open` has opened; nothing will be shown."""
-        assert self._stream is not None
-        self._made = iter(())
-        self._finish(self._stream)
-
-    def _fanout(self) -> Fanout:
-        """Sinks of this run; ranks that do not show anything have none."""
-        if not self.session.shows:
-            return Fanout({"none": NullSink()})
-        sinks: dict[str, Sink] = {"video": make(self.cfg.sink, "sink")}
-        if self.cfg.output.latents is not None:
-            about = {"config": kept(self.cfg), "threads": str(torch.get_num_threads())}
-            sinks["latents"] = LatentSink(Path(self.cfg.output.latents).expanduser(), about)
-        sinks["speed"] = self.speed
-        if self.strategy.is_output_rank:
-            sinks["progress"] = ProgressSink()
-        return Fanout(sinks, essential=tuple(name for name in ESSENTIAL if name in sinks))
-
-    def _finish(self, stream: Stream) -> None:
-        """Close the sinks and write what is known of the run, however it ended."""
-        try:
-            self._sinks.close()
-        finally:
-            self.memory.end("run")
-            blocks, now = stream.gathered.blocks, self.strategy.traffic
-            moved = Traffic(**{name: value - self._moved[name] for name, value in vars(now).items()})
-            self.metrics |= self.speed.values() | self.memory.values
-            self.metrics |= {
-                "traffic/host_bytes_per_block": moved.host / blocks,
-                "traffic/received_bytes_per_block": moved.received / blocks,
-                "traffic/sent_bytes_per_block": moved.sent / blocks,
-                "traffic/cache_bytes_in_per_block": moved.caches_in / blocks,
-                "traffic/cache_bytes_out_per_block": moved.caches_out / blocks,
-                "traffic/unit_fetches_per_block": moved.fetches / blocks,
-                "memory/weights/device": now.held,
-                "memory/weights/host": now.parked,
-                "memory/caches/device": stream.rollout.caches.nbytes,
-                "memory/hoisted/device": stream.rollout.hoisted_bytes,
-            }
-            tick_count, utilisation = stream.rollout.relay.occupancy(blocks)
-            self.metrics |= {"schedule/ticks": tick_count, "schedule/utilisation": utilisation}
-            if self.directory is not None:
-                write_metrics(self.directory, self.metrics)
-
-    def close(self) -> None:
-        self.strategy.release()
-
-    def __enter__(self) -> Run:
-        return self
-
-    def __exit__(self, *ended: object) -> None:
-        self.close()
+AWAY = ("speech", "vae", "text", "decoder state", "second sink")
+"""Parts of a plan that a rehearsal of the DiT does not play."""
 
 
 @dataclass
 class Loaded:
-    """Models with their weights in place, ready for any number of requests, one after another."""
+    """Models with their weights in place, ready for any number of requests, one after another.
+
+    `loading` is what loading them took, by phase.
+    """
 
     session: AvatarSession
     strategy: Any
-    memory: dict[str, int]
-    metrics: dict[str, Any]
+    profile: ProfileSettings
+    rank: int
+    loading: Mapping[str, Peaks]
+    metrics: dict[str, Any] = field(default_factory=dict)
 
     def run(self, cfg: DictConfig, request: AvatarRequest, directory: Path | None) -> Run:
         """One request on these models; it shares nothing with other runs but them."""
-        memory = PeakMemory(self.strategy.device)
-        memory.values |= self.memory
+        memory = MemoryProfiler(self.strategy.device, self.profile, rank=self.rank)
+        memory.phases |= {name: replace(peaks) for name, peaks in self.loading.items()}
+        attach(memory, self.strategy, self.session.parts)
         return Run(cfg, request, self.session, self.strategy, directory, SpeedMeter(), memory, dict(self.metrics))
 
 
-def load(cfg: DictConfig, chosen: Chosen) -> Loaded:
-    """Build the models and bring the weights to life, on processes that are running."""
+def attach(memory: MemoryProfiler, strategy: Any, parts: Parts) -> None:
+    """Let what is in place report to a profiler."""
+    memory.ledger.add(strategy.holdings)
+    for name, module in encoders(parts).items():
+        memory.ledger.add_module(name, module, strategy.device)
+
+
+def load(cfg: DictConfig, chosen: Chosen, directory: Path | None = None) -> Loaded:
+    """Build the models and bring the weights to life, on processes that are running.
+
+    Raises OutOfMemory, with the explanation as its message and in `directory`, where memory does not suffice.
+    """
     began = time.perf_counter()
     strategy, sampler, source = chosen.strategy, chosen.sampler, chosen.source
-    memory = PeakMemory(strategy.device)
-    with strategy.watched():
-        parts = build_parts(cfg, source, strategy, sampler, *chosen.dtypes, chosen.hoist)
+    rank, world = chosen.fabric.global_rank, chosen.fabric.world_size
+    memory = MemoryProfiler(strategy.device, chosen.profile, rank=rank)
+    with explained(memory, cfg, directory), strategy.watched():
+        foresee(memory, cfg, world)
+        parts = build_parts(cfg, WatchedSource(source, memory), strategy, sampler, *chosen.dtypes, chosen.hoist)
         if chosen.ranks == "requests":
             strategy.take_requests(parts.dit)
-    memory.end("load")
+        attach(memory, strategy, parts)
+        memory.end()
+    memory.close()
+    if chosen.reason:
+        log.info(chosen.reason)
     log.info(strategy.summary())
     if "random" in source.origin:
         log.warning(
             "weights: %s. The picture will be noise: this shows that the machinery runs, not an avatar.", source.origin
         )
-    metrics = stamp(str(strategy.device), chosen.threads, chosen.fabric.world_size)
+    metrics = stamp(str(strategy.device), chosen.threads, world)
     metrics |= {
         "run/finished": False,
         "weights": source.origin,
@@ -202,7 +113,7 @@ def load(cfg: DictConfig, chosen: Chosen) -> Loaded:
         caches=strategy.make_caches,
         split=strategy.split_codec,
     )
-    return Loaded(session, strategy, memory.values, metrics)
+    return Loaded(session, strategy, chosen.profile, rank, memory.phases, metrics)
 
 
 def assemble(cfg: DictConfig) -> Run:
@@ -216,6 +127,7 @@ def assemble(cfg: DictConfig) -> Run:
         raise ValueError(f"requests={cfg.requests} is a list: liveavatar.infer.infer runs it; a Run is one request")
     request = make_request(cfg)
     chosen = choose(cfg)
+    cfg = chosen.cfg
     if first_rank():
         check_request(request)
         if cfg.output.latents is not None:
@@ -228,7 +140,7 @@ def assemble(cfg: DictConfig) -> Run:
     if directory is not None:
         cfg = OmegaConf.merge(cfg, {"output": {"dir": literal(str(directory))}})  # type: ignore[assignment]
         (directory / "config.yaml").write_text(kept(cfg), encoding="utf-8")
-    return load(cfg, chosen).run(cfg, request, directory)
+    return load(cfg, chosen, directory).run(cfg, request, directory)
 
 
 def build_parts(
@@ -249,10 +161,63 @@ def build_parts(
     expect(source, {name: parameter.shape for name, parameter in dit.named_parameters()})
     strategy.arrange(dit, sampler.steps, parallel.decode, parallel.ulysses_size)  # refuses what cannot work, in time
     tokenizer = make(cfg.model.tokenizer, "model.tokenizer")
+    lent = Lent(others["text"], _Named(source, "text"), strategy.device, dtype)
     for name, module in others.items():
-        materialise(module, _Named(source, name), strategy.device, dtype)
+        if name != "text" or cfg.memory.text == "resident":
+            materialise(module, _Named(source, name), strategy.device, dtype)
     strategy.place(dit.eval(), source, dit_dtype)
-    return Parts(dit, others["text"], tokenizer, others["speech"], others["vae"], cfg.model.size_multiple)  # type: ignore[arg-type]
+    text = others["text"] if cfg.memory.text == "resident" else lent
+    return Parts(dit, text, tokenizer, others["speech"], others["vae"], cfg.model.size_multiple)  # type: ignore[arg-type]
+
+
+def rehearsals(cfg: DictConfig) -> dict[str, dict[str, Any]]:
+    """The best way of each strategy that the runtime has, played on fake tensors, beside what the plan says of it.
+
+    Only the fullest rank is played, and of the strategies `plan.only` (null: the two that the plan prefers). Raises
+    ValueError for a configuration that cannot be planned.
+    """
+    ask, topology = ask_of(cfg), make(cfg.topology, "topology")
+    found, told = options(ask, topology), {}
+    wanted = [way.label for way in prefer(found)][:2] if cfg.plan.only is None else [cfg.plan.only]
+    wanted = [label for label in found if label in wanted or "all" in wanted]
+    if not wanted and cfg.plan.only is not None:
+        raise ValueError(f"plan.only={cfg.plan.only} is none of {', '.join(found)}; all plays every one")
+    for label in wanted:
+        way = best([way for way in found[label] if not way.plan.setup.missing] or found[label])
+        if way.plan.setup.missing:
+            continue
+        setup, rank = way.plan.setup, way.plan.fullest(AWAY)
+        began = time.perf_counter()
+        node = OmegaConf.load(Path(conf_dir()) / "strategy" / f"{setup.strategy}.yaml")
+        laid = OmegaConf.from_dotlist([word for word in setup.settings if word.startswith("strategy.")])
+        strategy = make(OmegaConf.merge(node, laid.get("strategy", {})), "strategy")
+        with torch.device("meta"):
+            dit = make(cfg.model.dit, "model.dit").eval()
+        decode = "rank" if "parallel.decode=rank" in setup.settings else "inline"
+        seen = rehearse(
+            dit,
+            strategy,
+            make(cfg.sampler, "sampler"),
+            make(cfg.rollout, "rollout"),
+            Stage(*ask.picture.latent, setup.cells, None, 1, setup.cells, setup.cells + 1),
+            storage_type(cfg, "dit"),
+            setup.ranks,
+            rank,
+            decode,
+        )
+        planned = way.plan.ranks[rank].playing(AWAY)
+        told[label] = {
+            "rank": rank,
+            "peak_gb": seen.peak.nbytes / GB,
+            "planned_gb": planned / GB,
+            "error": planned / seen.peak.nbytes - 1,
+            "unit": seen.unit,
+            "parts": seen.peak.parts,
+            "units_gb": {name: peak.nbytes / GB for name, peak in seen.peaks.items() if name},
+            "seconds": time.perf_counter() - began,
+        }
+        log.info("%s: %.3f GB, %.1f s", label, seen.peak.nbytes / GB, told[label]["seconds"])
+    return told
 
 
 @dataclass(frozen=True)

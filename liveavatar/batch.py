@@ -39,6 +39,7 @@ def run_requests(cfg: DictConfig) -> dict[str, Any]:
     chosen, folder = choose(cfg), None
     if first_rank():
         jobs, folder = _examined(jobs, cfg)
+    cfg = chosen.cfg
     chosen.launch()
     strategy = chosen.strategy
     jobs, folder = strategy.broadcast((jobs, folder))
@@ -114,7 +115,7 @@ class Batch:
         world = self.chosen.fabric.world_size
         mine = deal(due, world)[self.rank] if self.apart else due
         if due:
-            loaded = load(self.cfg, self.chosen)
+            loaded = load(self.cfg, self.chosen, self.folder if self.strategy.is_output_rank else None)
             self.metrics |= loaded.metrics
             self._tell_division(due, world)
             for number, job in enumerate(mine, 1):

@@ -13,15 +13,21 @@ from omegaconf import DictConfig
 from liveavatar.checkpoint.read import TensorSource
 from liveavatar.config import make
 from liveavatar.intake import SpeechSettings
+from liveavatar.memory.profiler import ProfileSettings
 from liveavatar.sampling.conditioning import RolloutSettings
 from liveavatar.sampling.scheduler import EulerSampler
-from liveavatar.settings import hoists, in_flight, make_fabric, ranks_compute, storage_type, thread_count
+from liveavatar.settings import hoists, in_flight, make_fabric, ranks_compute, settled, storage_type, thread_count
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a configuration chose, checked and constructed; no process is started and no weight is read yet."""
+    """What a configuration chose, checked and constructed; no process is started and no weight is read yet.
 
+    `cfg` is the configuration with everything decided that was left to the planner, and `reason` says why.
+    """
+
+    cfg: DictConfig
+    reason: str
     strategy: Any
     sampler: EulerSampler
     rollout: RolloutSettings
@@ -33,6 +39,7 @@ class Chosen:
     fabric: Fabric
     ranks: str
     hoist: int
+    profile: ProfileSettings
 
     def launch(self) -> None:
         """Start or meet the other processes."""
@@ -45,6 +52,7 @@ class Chosen:
 
 def choose(cfg: DictConfig) -> Chosen:
     """Construct all but the models. Raises ValueError, naming the key, for what cannot work together."""
+    cfg, reason = settled(cfg)
     strategy, sampler = make(cfg.strategy, "strategy"), make(cfg.sampler, "sampler")
     rollout, speech = make(cfg.rollout, "rollout"), make(cfg.speech, "speech")
     source: TensorSource = make(cfg.weights, "weights")
@@ -59,4 +67,7 @@ def choose(cfg: DictConfig) -> Chosen:
             "use rollout=streaming, or fabric.devices=1"
         )
     hoist = hoists(cfg, strategy, ranks)
-    return Chosen(strategy, sampler, rollout, speech, source, threads, dtypes, cells, fabric, ranks, hoist)
+    profile: ProfileSettings = make(cfg.profile, "profile")
+    return Chosen(
+        cfg, reason, strategy, sampler, rollout, speech, source, threads, dtypes, cells, fabric, ranks, hoist, profile
+    )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 
 from liveavatar.config import conf_dir, quoted, register_resolvers
+from liveavatar.memory.failure import OutOfMemory
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -70,14 +71,17 @@ def _main(cfg: DictConfig) -> None:
     except OSError as error:
         _say(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", error)
         code = FAILED
+    except OutOfMemory as error:
+        _say(str(error), error, everywhere=True)
+        code = FAILED
     if code:
         sys.exit(code)
 
 
-def _say(message: str, error: BaseException | None) -> None:
+def _say(message: str, error: BaseException | None, everywhere: bool = False) -> None:
     """The message on the terminal, from one rank for all: of a lost rank, from the one that noticed first.
 
-    Where it came from goes to the log file, if there is one.
+    With `everywhere` each rank has its own to tell. Where it came from goes to the log file, if there is one.
     """
     log = logging.getLogger("liveavatar")
     files = [handler for handler in log.handlers if isinstance(handler, logging.FileHandler)]
@@ -86,7 +90,7 @@ def _say(message: str, error: BaseException | None) -> None:
             handler.handle(logging.LogRecord("liveavatar", logging.ERROR, __file__, 0, message, (), _info(error)))
     from liveavatar.settings import first_rank  # it is loaded by now
 
-    if getattr(error, "tells", first_rank()):
+    if everywhere or getattr(error, "tells", first_rank()):
         sys.stderr.write(f"liveavatar: {message}\n")
 
 

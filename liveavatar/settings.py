@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from liveavatar.config import started_by_slurm, tasks_per_node
+from liveavatar.config import conf_dir, make, started_by_slurm, tasks_per_node
 from liveavatar.media.image import parse_area
+from liveavatar.memory.given import GB, Setup, Topology
+from liveavatar.strategies.auto import advice, ask_of, choose, most_resident, options
 from liveavatar.types import AvatarRequest
 
 MAX_CPU_RANKS = 16
@@ -199,6 +202,83 @@ def thread_count(cfg: DictConfig) -> int:
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise ValueError(f"fabric.threads={threads!r} must be a whole number from 1, or null for cores ÷ processes")
     return threads
+
+
+def settled(cfg: DictConfig) -> tuple[DictConfig, str]:
+    """The configuration with everything decided that was left to the planner, and the reason in words.
+
+    `+strategy=auto` becomes the fastest strategy that fits, strategy.resident=auto the number of blocks that fit. The
+    machine is that of `+topology=…` where one is laid over, else the one at hand: memory of the whole device, so that
+    every rank comes to the same end. Raises ValueError where nothing fits.
+    """
+    if cfg.strategy._target_.rsplit(".", 1)[-1] == "Auto":
+        return _chosen(cfg)
+    if cfg.strategy.get("resident") == "auto":
+        return _resident(cfg)
+    return cfg, ""
+
+
+def _chosen(cfg: DictConfig) -> tuple[DictConfig, str]:
+    topology, ask = hardware(cfg, make(cfg.strategy, "strategy").devices), ask_of(cfg)
+    found = options(ask, topology)
+    order = choose(found)
+    if not order:
+        ways = {name: advice(name, ask, topology, found, cfg.model.size_multiple) for name in found}
+        told = "; ".join(f"{name}: {words}" for name, words in ways.items())
+        raise ValueError(f"+strategy=auto: nothing fits {topology.name} ({topology.device_gb:.1f} GB a device). {told}")
+    way, setup = order[0], order[0].plan.setup
+    node = OmegaConf.load(Path(conf_dir()) / "strategy" / f"{setup.strategy}.yaml")
+    plain = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "strategy"])
+    laid = [word for word in setup.overrides if not word.startswith("+")]
+    laid += [] if setup.ranks > 1 else ["fabric.devices=1"]
+    OmegaConf.set_struct(plain, False)
+    merged = OmegaConf.merge(plain, {"strategy": node}, OmegaConf.from_dotlist(laid))
+    assert isinstance(merged, DictConfig)
+    needs = max(rank.peak for rank in way.plan.ranks) / GB + topology.margin_gb
+    others = f"; next best {order[1].label}" if len(order) > 1 else ""
+    reason = (
+        f"auto: {' '.join(setup.overrides) or 'single_device'}, for it needs {needs:.2f} of {topology.device_gb:.1f} "
+        f"GB a device on {topology.name} and is the fastest that fits (about {way.pace.seconds:.3g} s for 12 frames, "
+        f"bound by {way.pace.bound_by}){others}"
+    )
+    return merged, reason
+
+
+def _resident(cfg: DictConfig) -> tuple[DictConfig, str]:
+    if not cfg.strategy._target_.endswith("FsdpStream"):
+        raise ValueError("strategy.resident=auto belongs to +strategy=fsdp_stream: give a number of blocks here")
+    node, ranks = cfg.strategy, cfg.fabric.devices
+    topology = replace(hardware(cfg, ranks), devices=ranks)
+    source = node.source if node.source != "auto" else "peers" if ranks > 1 else "host"
+    cells = node.cells_in_flight or (cfg.sampler.steps if cfg.parallel.schedule == "wavefront" else 1)
+    setup = Setup("fsdp_stream", (), ranks, source, node.slots, cells, 0, node.caches)
+    number = most_resident(ask_of(cfg), setup, topology).resident
+    copy = OmegaConf.merge(cfg, {"strategy": {"resident": number}})
+    assert isinstance(copy, DictConfig)
+    return copy, f"auto: strategy.resident={number}, as many blocks as fit {topology.device_gb:.1f} GB a device"
+
+
+def hardware(cfg: DictConfig, devices: int | None) -> Topology:
+    """The machine to plan for: `topology` where the configuration has one, else what PyTorch and the system tell.
+
+    Rates that cannot be asked for are those of the topology in conf/ whose devices are about as large.
+    """
+    if cfg.get("topology") is not None:
+        return make(cfg.topology, "topology")
+    page = Path(conf_dir()) / "topology"
+    asked = devices or (cfg.fabric.devices if isinstance(cfg.fabric.devices, int) else 1)
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GB
+    if not torch.cuda.is_available() or cfg.fabric.accelerator == "cpu":
+        like = OmegaConf.load(page / "cpu.yaml")
+        found = {"name": "this CPU", "devices": asked, "device_gb": total, "host_gb": total}
+        return make(OmegaConf.merge(like, found), "topology")
+    gpus = torch.cuda.device_count()
+    held = torch.cuda.get_device_properties(0).total_memory / GB
+    like = OmegaConf.load(page / ("1x24gb.yaml" if held < 32 else "1x48gb.yaml" if held < 64 else "1x80gb.yaml"))
+    fixed = devices is None and asked == 1 and "LOCAL_WORLD_SIZE" not in os.environ
+    count = gpus if fixed else min(asked, gpus)
+    found = {"name": f"{count} × {torch.cuda.get_device_name(0)}", "devices": count, "host_gb": total}
+    return make(OmegaConf.merge(like, found, {"device_gb": 0.97 * held}), "topology")
 
 
 def storage_type(cfg: DictConfig, what: str) -> torch.dtype:

@@ -7,7 +7,7 @@ import json
 import logging
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -200,10 +200,11 @@ class ProgressSink:
 
     Args:
         console: where to draw; None for stderr.
+        note: asked for a few words to show beside the rest, such as the memory in use.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console
+    def __init__(self, console: Console | None = None, note: Callable[[], str] | None = None) -> None:
+        self._console, self._note = console, note
         self._bar: Any = None
         self._task: Any = None
         self._frames = self._fps = 0
@@ -235,6 +236,7 @@ class ProgressSink:
         self._frames += len(chunk.frames)
         rate = self._frames / max(time.perf_counter() - self._started, 1e-9)
         made = f"{self._frames / self._fps:.1f} s of video, {rate:.2f} frames/s"
+        made += f", {self._note()}" if self._note is not None else ""
         # `index` is the block that ended the piece: a piece may hold several
         self._bar.update(self._task, completed=chunk.index + 1, made=made)
 

@@ -59,7 +59,8 @@ def fresh_parts(dtype: torch.dtype = torch.float32) -> Parts:
     """The same models, built anew as a run builds them."""
     precision = "bf16" if dtype == torch.bfloat16 else "fp32"
     with tempfile.TemporaryDirectory() as folder:
-        return assemble(compose("infer", [*SMALL, f"precision={precision}", f"output.dir={folder}"])).session.parts
+        kept = [f"precision={precision}", "memory.text=resident", f"output.dir={folder}"]
+        return assemble(compose("infer", [*SMALL, *kept])).session.parts
 
 
 def micro_session(

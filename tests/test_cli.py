@@ -52,8 +52,8 @@ def finished(folder: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
 def test_a_run_ends_well_and_says_what_it_did(finished: tuple[Path, Any]) -> None:
     out, done = finished
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in out.iterdir()) == [
-        "avatar.mp4", "config.yaml", "latents.safetensors", "metrics.json", "run.log",
+    assert sorted(path.name for path in out.iterdir() if path.name != "memory.png") == [
+        "avatar.mp4", "config.yaml", "latents.safetensors", "memory.json", "metrics.json", "run.log",
     ]  # fmt: skip
     for words in ("weights: random", "100×90 → 64×64", "frames/s end to end", "avatar.mp4"):
         assert words in done.stderr
@@ -75,7 +75,8 @@ def test_metrics_are_flat_and_complete(finished: tuple[Path, Any]) -> None:
     assert (found["run/threads"], found["run/ranks"], found["run/precision"]) == (1, 1, "float32")
     for name in ("fps_e2e", "fps_denoise", "ttff_s", "rtf", "load_s", "piece_s_cold", "piece_s_warm"):
         assert found[f"speed/{name}"] > 0
-    for name in ("load/host", "encode/host", "run/host", "weights/device", "caches/device"):
+    for name in ("load/host", "encode/host", "prefill/host", "decode/host", "run/host", "decode/allocated",
+                 "weights/device", "caches/device"):  # fmt: skip
         assert found[f"memory/{name}"] > 0
     assert found["traffic/unit_fetches_per_block"] == 0
     assert found["speed/rtf"] * found["speed/fps_e2e"] == pytest.approx(25)

@@ -24,8 +24,8 @@ DIT_14B = 16_295_755_609
 
 
 def _overrides(group: str, name: str) -> list[str]:
-    """Strategies are laid over the default, everything else is swapped."""
-    return [f"+{group}={name}" if group == "strategy" else f"{group}={name}"]
+    """Strategies are laid over the default, topologies over nothing; everything else is swapped."""
+    return [f"+{group}={name}" if group in ("strategy", "topology") else f"{group}={name}"]
 
 
 def _targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -62,7 +62,8 @@ def test_every_option_composes_and_binds(group: str, name: str) -> None:
 
 def test_all_files_are_options_or_known_pages() -> None:
     pages = {str(file.relative_to(CONF)) for file in CONF.rglob("*.yaml")}
-    assert pages == {f"{group}/{name}.yaml" for group, name in OPTIONS} | {"infer.yaml", "hydra/help/infer.yaml"}
+    entries = {f"{folder}{page}.yaml" for page in ("infer", "plan") for folder in ("", "hydra/help/")}
+    assert pages == {f"{group}/{name}.yaml" for group, name in OPTIONS} | entries
 
 
 def test_the_default_strategy_leaks_nothing() -> None:

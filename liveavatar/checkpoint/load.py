@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from liveavatar.checkpoint.read import TensorSource
 
@@ -27,3 +27,20 @@ def materialise(module: nn.Module, source: TensorSource, device: torch.device, d
     if stranded:
         raise RuntimeError(f"buffers {stranded} of {type(module).__name__} were built on meta and have no source")
     module.eval()
+
+
+class Lent:
+    """A text encoder on meta that is brought to life for each prompt and let go: between prompts it holds nothing."""
+
+    def __init__(self, module: nn.Module, source: TensorSource, device: torch.device, dtype: torch.dtype) -> None:
+        self.module, self.source, self.device, self.dtype = module, source, device, dtype
+        self._absent = [(owner, dict(owner._parameters)) for owner in module.modules()]
+
+    def encode(self, ids: Tensor) -> Tensor:
+        """What the module's own `encode` gives."""
+        materialise(self.module, self.source, self.device, self.dtype)
+        try:
+            return self.module.encode(ids)  # type: ignore[operator]
+        finally:
+            for owner, parameters in self._absent:
+                owner._parameters.update(parameters)

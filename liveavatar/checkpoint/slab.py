@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from liveavatar.checkpoint.read import TensorSource
 
@@ -84,7 +85,7 @@ def _up(value: int, multiple: int) -> int:
 def allocate(nbytes: int, device: torch.device, pinned: bool = False) -> Tensor:
     """The one place where room for weights is made: zeroed uint8 of exactly `nbytes`, aligned to 256 bytes."""
     room = torch.zeros(nbytes + ALIGN, dtype=torch.uint8, device=device, pin_memory=pinned)
-    start = -room.data_ptr() % ALIGN
+    start = 0 if isinstance(room, FakeTensor) else -room.data_ptr() % ALIGN  # a fake tensor lies nowhere
     return room[start : start + nbytes]
 
 

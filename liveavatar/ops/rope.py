@@ -50,9 +50,14 @@ def grid_rotations(
 
 
 def coarse_positions(fine: int, coarse: int) -> list[float]:
-    """Row or column numbers of tokens pooled from `fine` positions to `coarse`: evenly spread, truncated."""
-    spread = torch.linspace(0, fine - 1, coarse, dtype=torch.float64)
-    return [float(int(p)) for p in spread]
+    """Row or column numbers of tokens pooled from `fine` positions to `coarse`: evenly spread, truncated.
+
+    The spread is that of `torch.linspace` in float64, which counts from both ends to the middle.
+    """
+    last = fine - 1
+    step = last / (coarse - 1) if coarse > 1 else 0.0
+    spread = [i * step if i < coarse // 2 else last - (coarse - 1 - i) * step for i in range(coarse)]
+    return [float(int(p)) for p in spread] if coarse > 1 else [0.0] * coarse
 
 
 def rotate(

@@ -83,11 +83,15 @@ class FsdpFull(WholeLattice, RankStrategy):
         """Where shards rest: on the device, or in host memory (one and the same place on a CPU)."""
         return torch.device("cpu") if self.offloads else self.device
 
-    def place(self, dit: AvatarDiT, source: TensorSource, dtype: torch.dtype) -> None:
-        dit.to(dtype)  # all is on meta
-        dit.hoist = 0
+    def cut(self, dit: AvatarDiT, dtype: torch.dtype) -> Sequence[FSDPModule]:
+        """Wrap the units of a DiT, which is still on meta; returns them in the order of a pass."""
+        dit.to(dtype)
         self._mesh = self.mesh()
-        wrapped = shard(dit, self._mesh, self.wrap, self.reshard_after_forward, self.prefetch, **self.policies())
+        return shard(dit, self._mesh, self.wrap, self.reshard_after_forward, self.prefetch, **self.policies())
+
+    def place(self, dit: AvatarDiT, source: TensorSource, dtype: torch.dtype) -> None:
+        dit.hoist = 0
+        wrapped = self.cut(dit, dtype)
         held = fill_shards(dit, source, self.rest)
         if self.offloads:
             self.traffic.parked = held

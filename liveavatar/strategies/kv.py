@@ -153,6 +153,10 @@ class HostCaches(StreamCaches):
         held = [self.sink.k, self.sink.v, *self.scratch.tensors]
         return sum(tensor.nbytes for tensor in held)
 
+    def held(self) -> dict[str, tuple[int, int]]:
+        found = super().held()
+        return found | {"caches": found["caches"][::-1]}
+
 
 def _host_ring(shape: CacheShape, like: Tensor, origin: int, rooms: HostRooms, taken: list[Tensor]) -> RingCache:
     """A ring whose room has exactly the size it needs: PyTorch's own pinned memory comes in powers of two."""

@@ -122,6 +122,10 @@ class RankStrategy(ModelParallelStrategy):
         """The caches of a stream: on the device."""
         return StreamCaches(shape, steps, like, origin)
 
+    def holdings(self) -> dict[str, tuple[int, int]]:
+        """Bytes of weights that rest on this rank: (device, host)."""
+        return {"weights": (self.traffic.held, self.traffic.parked)}
+
     @property
     def device(self) -> torch.device:
         return self.root_device

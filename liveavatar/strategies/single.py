@@ -45,6 +45,9 @@ class SingleDevice(WholeLattice, SingleDeviceStrategy):
     def place(self, dit: AvatarDiT, source: TensorSource, dtype: torch.dtype) -> None:
         self.traffic.held = place_resident(dit, source, dtype, self.device)
 
+    def holdings(self) -> dict[str, tuple[int, int]]:
+        return {"weights": (self.traffic.held, 0)}
+
     def summary(self) -> str:
         return f"single_device on {self.device}: {self.traffic.held / 1e6:.1f} MB of DiT weights resident"
 

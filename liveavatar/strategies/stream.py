@@ -26,7 +26,8 @@ class FsdpStream(WholeLattice, StreamingStrategy):
     source: `peers`, shards on the ranks; `host`, one copy in each machine's memory; `disk`, one mapped file in
         `spill_dir` (null: the system's folder for temporary files); `auto`, peers above one rank and host at one.
     resident: transformer blocks that stay on the device for good (their hot parts, where the model hoists), spread
-        evenly: an even spread lets copies and computation overlap where a prefix would not.
+        evenly: an even spread lets copies and computation overlap where a prefix would not. A configuration may say
+        `auto`: as many as there is room for.
     caches: `device`, or `host`: the rings of all steps rest in host memory and pass through two rooms on the device.
     cells_in_flight: independent cells that share each arrival of a unit; None leaves it to the schedule.
     debug: check that no slot is refilled while it is lent, and fill freed slots with NaNs.
@@ -41,7 +42,7 @@ class FsdpStream(WholeLattice, StreamingStrategy):
         self,
         slots: int = 2,
         source: str = "auto",
-        resident: int = 0,
+        resident: int | str = 0,
         caches: str = "device",
         cells_in_flight: int | None = None,
         spill_dir: str | None = None,

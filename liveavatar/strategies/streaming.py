@@ -33,7 +33,7 @@ class StreamingStrategy(RankStrategy):
         self,
         slots: int,
         source: str,
-        resident: int,
+        resident: int | str,
         caches: str,
         cells_in_flight: int | None,
         spill_dir: str | None,
@@ -46,6 +46,11 @@ class StreamingStrategy(RankStrategy):
             )
         if source not in self.sources:
             raise ValueError(f"strategy.source={source!r} is unknown; choose one of {', '.join(self.sources)}")
+        if isinstance(resident, str):
+            raise ValueError(
+                f"strategy.resident={resident!r}: a strategy takes a number of transformer blocks; `auto` is settled "
+                "from the memory of the device when a run is assembled"
+            )
         if resident < 0:
             raise ValueError(f"strategy.resident={resident} cannot be negative: it counts transformer blocks")
         if caches not in ("device", "host"):
@@ -98,6 +103,12 @@ class StreamingStrategy(RankStrategy):
         """The blocks that stay on the device, evenly spread over a stage: all of them, where it has no more."""
         count, kept = len(layers), min(self.resident, len(layers))
         return [f"blocks.{layers[(2 * i + 1) * count // (2 * kept)]}" for i in range(kept)]
+
+    def holdings(self) -> dict[str, tuple[int, int]]:
+        """Shards and resident blocks apart from the ring; slabs that ranks of a machine share count on each of them."""
+        ring = self.ring.nbytes if self.ring else 0
+        slabs = self._bytes.room.nbytes if isinstance(self._bytes, HostSlabs) else 0
+        return {"weights": (self.traffic.held - ring, slabs), "ring": (ring, 0)}
 
     def machine_of(self, rank: int) -> int:
         """The number of the machine on which a rank runs."""

@@ -91,3 +91,10 @@ def test_coarse_positions_are_spread_and_truncated() -> None:
     assert coarse_positions(9, 4) == [0, 2, 5, 8]
     assert coarse_positions(5, 1) == [0]
     assert coarse_positions(3, 0) == []
+
+
+def test_coarse_positions_are_those_of_an_even_spread() -> None:
+    for h in range(8, 600):
+        for coarse in (h // 4, h // 8):
+            spread = torch.linspace(0, h // 2 - 1, coarse, dtype=torch.float64)
+            assert coarse_positions(h // 2, coarse) == [float(int(p)) for p in spread]

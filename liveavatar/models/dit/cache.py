@@ -5,6 +5,7 @@ sink holds reference and motion tokens, keys not yet rotated, because the refere
 a position falls is computed from the absolute frame number, so caches carry no counters (semantics, 5).
 """
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -125,12 +126,23 @@ class StreamCaches:
     def __init__(self, shape: CacheShape, steps: range | int, like: Tensor, origin: int = 0) -> None:
         self.shape = shape
         self.steps = range(steps) if isinstance(steps, int) else steps
+        self._sinks: weakref.WeakSet[SinkCache] = weakref.WeakSet()
         self.sink = SinkCache(shape, like)
         self.rings, self.scratch = self._rooms(like, origin)
 
     def _rooms(self, like: Tensor, origin: int) -> tuple[list[RingCache], Scratch]:
         """The rings of all steps, and the room in which attention finds its keys and values."""
         return [RingCache(self.shape, like, origin) for _ in self.steps], Scratch(self.shape, like)
+
+    @property
+    def sink(self) -> SinkCache:
+        """The sink of the newest block; blocks in flight may still hold the one before."""
+        return self._sink
+
+    @sink.setter
+    def sink(self, sink: SinkCache) -> None:
+        self._sink = sink
+        self._sinks.add(sink)
 
     def ring(self, step: int) -> RingCache:
         """The ring of a step."""
@@ -142,6 +154,15 @@ class StreamCaches:
         held = [self.sink.k, self.sink.v, *self.scratch.tensors]
         held += [tensor for ring in self.rings for tensor in (ring.k, ring.v)]
         return sum(tensor.nbytes for tensor in held)
+
+    def held(self) -> dict[str, tuple[int, int]]:
+        """Bytes by part, (on the device, in host memory); a sink that a block in flight still sees is counted."""
+        sinks = sum(sink.k.nbytes + sink.v.nbytes for sink in self._sinks)
+        return {
+            "caches": (sum(ring.k.nbytes + ring.v.nbytes for ring in self.rings), 0),
+            "sink": (sinks, 0),
+            "scratch": (sum(tensor.nbytes for tensor in self.scratch.tensors), 0),
+        }
 
 
 @runtime_checkable

@@ -191,7 +191,7 @@ class AvatarDiT(nn.Module):
                 "one injector follows a block"
             )
         self.dim, self.num_heads, self.num_layers, self.text_len = dim, num_heads, num_layers, text_len
-        self.in_dim = in_dim
+        self.in_dim, self.text_dim, self.audio = in_dim, text_dim, (audio_layers, audio_dim)
         self.inject_after = {layer: j for j, layer in enumerate(audio_inject_layers)}
         self.embed = Embed(
             dim,
