@@ -27,7 +27,7 @@ from liveavatar.metrics.speed import SpeedMeter
 from liveavatar.run import Run, encoders
 from liveavatar.sampling.scheduler import EulerSampler
 from liveavatar.session import AvatarSession
-from liveavatar.settings import first_rank, make_request
+from liveavatar.settings import first_rank, make_request, storage_type
 from liveavatar.strategies.auto import ask_of, best, options
 from liveavatar.strategies.auto import choose as prefer
 from liveavatar.strategies.rehearsal import Stage, rehearse
