@@ -64,6 +64,7 @@ class Choice:
     make: Any
     cells: int = 1
     worlds: tuple[int, ...] = WORLDS
+    hoist: int = 1
 
 
 def choices() -> list[Choice]:
@@ -85,6 +86,9 @@ def choices() -> list[Choice]:
         *rows,
         Choice("fsdp_stream, host, slots=2, K=4, resident=6", lambda: FsdpStream(2, "host", resident=6), 4),
         Choice("fsdp_stream, host, slots=2, K=4, caches=host", lambda: FsdpStream(2, "host", caches="host"), 4),
+        Choice("fsdp_stream, host, slots=2, K=1, hoist=0", lambda: FsdpStream(2, "host"), hoist=0),
+        Choice("fsdp_stream, host, slots=2, K=4, hoist=0", lambda: FsdpStream(2, "host"), 4, hoist=0),
+        Choice("fsdp_stream, host, slots=2, K=4, hoist=4", lambda: FsdpStream(2, "host"), 4, hoist=4),
         Choice("timestep_pipeline", TimestepPipeline),
         Choice("diagonal_pipeline", DiagonalPipeline),
     ]
@@ -120,6 +124,7 @@ def measure(choice: Choice, world: int) -> tuple[dict[str, Any], Tensor | None]:
         dit = AvatarDiT(**SIZES).eval()
     units = {name: SlabLayout.of(unit, torch.float32).nbytes for name, unit in dit.units().items()}
     block = max(size for name, size in units.items() if name.startswith("blocks."))
+    dit.hoist = choice.hoist
     strategy.arrange(dit, STEPS, "inline")
     strategy.place(dit, RandomWeights(0), torch.float32)
     given = scene()
@@ -150,6 +155,7 @@ def measure(choice: Choice, world: int) -> tuple[dict[str, Any], Tensor | None]:
         "unit_fetches_per_video_block": watch.fetches / BLOCKS,
         "hidden_kb_per_video_block": moved.received / BLOCKS / 1e3 if pipeline else 0.0,
         "cache_mb": rollout.caches.nbytes / 1e6,
+        "hoisted_mb": rollout.hoisted_bytes / 1e6,
         "seconds_cpu_not_indicative": seconds,
     }
     strategy.release()
