@@ -70,6 +70,7 @@ class Choice:
     cells: int = 1
     worlds: tuple[int, ...] = WORLDS
     blocks: int = BLOCKS
+    hoist: int = 1
 
 
 def choices() -> list[Choice]:
@@ -91,6 +92,9 @@ def choices() -> list[Choice]:
         *rows,
         Choice("fsdp_stream, host, slots=2, K=4, resident=6", lambda: FsdpStream(2, "host", resident=6), 4),
         Choice("fsdp_stream, host, slots=2, K=4, caches=host", lambda: FsdpStream(2, "host", caches="host"), 4),
+        Choice("fsdp_stream, host, slots=2, K=1, hoist=0", lambda: FsdpStream(2, "host"), hoist=0),
+        Choice("fsdp_stream, host, slots=2, K=4, hoist=0", lambda: FsdpStream(2, "host"), 4, hoist=0),
+        Choice("fsdp_stream, host, slots=2, K=4, hoist=4", lambda: FsdpStream(2, "host"), 4, hoist=4),
         Choice("timestep_pipeline", TimestepPipeline),
         Choice("timestep_pipeline, host", lambda: TimestepPipeline("host"), worlds=WORLDS[1:]),
         Choice("timestep_pipeline, peers, in lock-step", lambda: TimestepPipeline("peers"), worlds=WORLDS[1:]),
@@ -138,6 +142,7 @@ def measure(choice: Choice, world: int) -> tuple[dict[str, Any], Tensor | None]:
         dit = AvatarDiT(**SIZES).eval()
     units = {name: SlabLayout.of(unit, torch.float32).nbytes for name, unit in dit.units().items()}
     block = max(size for name, size in units.items() if name.startswith("blocks."))
+    dit.hoist = choice.hoist * strategy.hoists
     strategy.arrange(dit, STEPS, "inline")
     strategy.place(dit, RandomWeights(0), torch.float32)
     given = scene()
@@ -171,6 +176,7 @@ def measure(choice: Choice, world: int) -> tuple[dict[str, Any], Tensor | None]:
         "ticks": ticks,
         "utilisation": utilisation,
         "cache_mb": rollout.caches.nbytes / 1e6,
+        "hoisted_mb": rollout.hoisted_bytes / 1e6,
         "seconds_cpu_not_indicative": seconds,
     }
     strategy.release()

@@ -6,6 +6,7 @@ the rounds it is given. Memory does not grow with the length of the stream.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -78,7 +79,7 @@ class Rollout:
         self.caches = (caches or StreamCaches)(shape, self.relay.steps, like, first_block * BLOCK_LATENTS)
         self._motion_turns = self.grid.motion_turns(dit.head_dim).to(reference.device)
         timesteps = [float(sampler.timesteps[step]) for step in self.relay.steps]
-        self.hoisted = Hoist(dit, timesteps, self._audio) if dit.hoist else None
+        self.hoisted = Hoist(dit, timesteps, partial(_features, conditioning)) if dit.hoist else None
         self._prompts = [(first_block, conditioning.text)]  # from which block on
         self._upcoming = first_block
 
@@ -207,7 +208,7 @@ class Rollout:
             text=text,
             sink=self.caches.sink,
             pose=given.pose.block(block),
-            audio=self.hoisted.audio_of(block) if self.hoisted else self._audio(block),
+            audio=self.hoisted.audio_of(block) if self.hoisted else _features(given, block),
             masks=None if given.masks is None else given.masks.block(block),
         )
         if due is None:
@@ -231,9 +232,6 @@ class Rollout:
             dtype=self.dit.dtype,
             device=given.reference.device,
         )
-
-    def _audio(self, block: int) -> Tensor:
-        return self.conditioning.audio.block(block).to(self.conditioning.reference.device)
 
     def _noise(self, block: int) -> Tensor:
         like = self.conditioning.reference
@@ -267,3 +265,8 @@ class Rollout:
         place = reference_place(frame, distance)
         turns = self.grid.reference_turns(place, self.dit.head_dim)
         return turns.to(self.conditioning.reference.device)
+
+
+def _features(given: Conditioning, block: int) -> Tensor:
+    """A block's speech features, on the device."""
+    return given.audio.block(block).to(given.reference.device)

@@ -155,7 +155,8 @@ class HostCaches(StreamCaches):
 
     def held(self) -> dict[str, tuple[int, int]]:
         found = super().held()
-        return found | {"caches": found["caches"][::-1]}
+        device, host = found["caches"]
+        return found | {"caches": (host, device)}
 
 
 def _host_ring(shape: CacheShape, like: Tensor, origin: int, rooms: HostRooms, taken: list[Tensor]) -> RingCache:

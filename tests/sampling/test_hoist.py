@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 
@@ -52,7 +54,8 @@ def test_voices_of_several_blocks_may_be_prepared_at_once(ahead: int, cells: int
     truth = latents_of(plain(model), BLOCKS)
     model.hoist, model.residency = ahead, Recorder()
     rollout = hoisted(model, cells_in_flight=cells)
-    rollout.hoisted.audio = lambda block: asked.append(block) or rollout._audio(block)  # type: ignore[union-attr]
+    audio = rollout.conditioning.audio
+    rollout.hoisted.audio = lambda block: asked.append(block) or audio.block(block)  # type: ignore[union-attr]
     assert torch.equal(latents_of(rollout, BLOCKS), truth)
     assert asked == list(range(BLOCKS))  # each once, and none past the end
     passes = model.residency.passes
@@ -102,6 +105,19 @@ def test_every_pass_is_announced_by_the_one_before_it(model: AvatarDiT, cells: i
     assert preparing[1:] == [
         ["embed/voice", "adain.0/voice", "injectors.0/voice", "adain.1/voice", "injectors.1/voice"]
     ] * (BLOCKS - 1)
+
+
+def test_a_rollout_goes_with_its_last_reference(model: AvatarDiT) -> None:
+    """Its caches are large: they cannot wait for the garbage collector."""
+    rollout = hoisted(model)
+    latents_of(rollout, 1)
+    gone = weakref.ref(rollout)
+    gc.disable()
+    del rollout
+    try:
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def rooms(rollout: Rollout) -> set[int]:

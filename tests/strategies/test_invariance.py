@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from liveavatar.sampling.relay import Course, LocalRelay
+from liveavatar.sampling.lattice import wavefront
 from tests.scene import make_dit
 from tests.strategies.cases import BLOCKS, CASES, StreamCase
 
@@ -108,9 +108,9 @@ def test_ranks_of_a_machine_share_one_copy_without_a_name(
 
 @pytest.mark.parametrize(("world", "case"), RUNS)
 def test_parts_come_once_a_pass_a_block_or_a_stream(reports: dict[int, Reports], world: int, case: StreamCase) -> None:
-    relay = LocalRelay(case.steps, case.in_flight)
-    relay.open(None, Course(0, BLOCKS, refresh=4))  # type: ignore[arg-type]
-    often = {"": sum(1 for _ in relay.rounds()), "voice": BLOCKS, "prompt": 1, "steps": 1}
+    waves = wavefront(0, BLOCKS, case.steps, case.in_flight, refresh=4)
+    passes = BLOCKS * case.steps if case.in_flight == 1 else sum(1 for _ in waves)
+    often = {"": passes, "voice": BLOCKS, "prompt": 1, "steps": 1}
     for rank in range(world):
         _, about = reports[world][case.name, rank]
         assert about["times"] == {name: often[name.partition("/")[2]] for name in about["units"]}
