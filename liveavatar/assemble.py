@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,16 @@ from liveavatar.intake import Parts, check_request
 from liveavatar.memory.attend import WatchedSource, attending, encoding
 from liveavatar.memory.explain import explained, foresee
 from liveavatar.memory.figure import draw_if_possible
-from liveavatar.memory.given import GB
-from liveavatar.memory.profiler import MemoryProfiler, ProfileSettings
+from liveavatar.memory.given import GB, Setup
+from liveavatar.memory.plan import draw_up
+from liveavatar.memory.profiler import MemoryProfiler, Prediction, ProfileSettings
+from liveavatar.memory.sizes import Picture
 from liveavatar.metrics.speed import SpeedMeter
 from liveavatar.sampling.scheduler import EulerSampler
 from liveavatar.session import AvatarSession, Stream
 from liveavatar.settings import hoists, in_flight, make_fabric, make_request, settled, storage_type, thread_count
 from liveavatar.sinks import Fanout, LatentSink, NullSink, ProgressSink
-from liveavatar.strategies.auto import ask_of, best, choose, options
+from liveavatar.strategies.auto import ask_of, best, choose, options, setup_of
 from liveavatar.strategies.rehearsal import Stage, rehearse
 from liveavatar.tracking import check_output_file, make_run_directory, stamp, start_log, write_metrics
 from liveavatar.types import AvatarRequest, Sink, VideoChunk
@@ -53,6 +55,7 @@ class Run:
     speed: SpeedMeter
     memory: MemoryProfiler
     metrics: dict[str, Any] = field(default_factory=dict)
+    setup: Setup | None = None
     _sinks: Fanout = field(default_factory=lambda: Fanout({}))
 
     def chunks(self) -> Iterator[VideoChunk]:
@@ -68,6 +71,7 @@ class Run:
         parts = self.session.parts
         with encoding(self.memory, encoders(parts)):
             stream = self.session.prepare(self.request)
+        self.memory.plan = self._foreseen(stream)
         blocks = stream.gathered.blocks
         try:
             with attending(self.memory, parts.dit, stream):
@@ -86,6 +90,18 @@ class Run:
                 self._finish(stream, blocks)
             raise
         self._finish(stream, blocks)
+
+    def _foreseen(self, stream: Stream) -> Prediction | None:
+        """What the plan says of this rank and picture; None for runs that it knows nothing of (clipwise ones)."""
+        if self.cfg.rollout.get("mode") == "clipwise" or self.setup is None:
+            return None
+        seen = Picture(stream.info.height, stream.info.width, self.cfg.rollout.cache_frames)
+        try:
+            ask = ask_of(self.cfg, seen)
+        except (ValueError, KeyError, TypeError):  # a model of other parts: nothing is foreseen
+            return None
+        plan = draw_up(ask, self.setup).ranks[self.memory.rank]
+        return Prediction({phase: plan.total(phase) for phase in plan.phases})
 
     def _fanout(self) -> Fanout:
         """Sinks of this run; ranks that do not show anything have none."""
@@ -213,7 +229,9 @@ def assemble(cfg: DictConfig) -> Run:
         strategy.make_caches,
         strategy.split_codec,
     )
-    return Run(cfg, request, session, strategy, directory, SpeedMeter(), memory, metrics)
+    shared = cfg.parallel.decode, cfg.parallel.ulysses_size
+    setup = None if rollout.mode == "clipwise" else setup_of(strategy, fabric.world_size, cells, *shared)
+    return Run(cfg, request, session, strategy, directory, SpeedMeter(), memory, metrics, setup)
 
 
 def build_parts(
@@ -254,7 +272,7 @@ def rehearsals(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     Only the fullest rank is played, and of the strategies `plan.only` (null: the two that the plan prefers). Raises
     ValueError for a configuration that cannot be planned.
     """
-    ask, topology = ask_of(cfg), make(cfg.topology, "topology")
+    ask, topology = replace(ask_of(cfg), hoisted=False), make(cfg.topology, "topology")  # it plays units whole
     found, told = options(ask, topology), {}
     wanted = [way.label for way in choose(found)][:2] if cfg.plan.only is None else [cfg.plan.only]
     wanted = [label for label in found if label in wanted or "all" in wanted]
