@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -272,7 +272,7 @@ def rehearsals(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     Only the fullest rank is played, and of the strategies `plan.only` (null: the two that the plan prefers). Raises
     ValueError for a configuration that cannot be planned.
     """
-    ask, topology = replace(ask_of(cfg), hoisted=False), make(cfg.topology, "topology")  # it plays units whole
+    ask, topology = ask_of(cfg), make(cfg.topology, "topology")
     found, told = options(ask, topology), {}
     wanted = [way.label for way in choose(found)][:2] if cfg.plan.only is None else [cfg.plan.only]
     wanted = [label for label in found if label in wanted or "all" in wanted]
@@ -289,6 +289,7 @@ def rehearsals(cfg: DictConfig) -> dict[str, dict[str, Any]]:
         strategy = make(OmegaConf.merge(node, laid.get("strategy", {})), "strategy")
         with torch.device("meta"):
             dit = make(cfg.model.dit, "model.dit").eval()
+        dit.hoist = int(ask.hoisted and setup.hoists)
         decode = "rank" if "parallel.decode=rank" in setup.settings else "inline"
         seen = rehearse(
             dit,

@@ -283,7 +283,10 @@ def setup_of(strategy: Any, ranks: int, cells: int, decode: str, ulysses: int) -
 
 
 def ask_of(cfg: Any, seen: Picture | None = None) -> Ask:
-    """What a configuration asks for, of a picture already `seen` where there is one. Raises ValueError, naming the key, for what cannot be planned."""
+    """What a configuration asks for, of a picture already `seen` where there is one.
+
+    Raises ValueError, naming the key, for what cannot be planned.
+    """
     from omegaconf import OmegaConf
 
     model = OmegaConf.to_container(cfg.model, resolve=False)

@@ -40,6 +40,7 @@ def test_every_phase_is_measured(watched: Any) -> None:
     for phase in PHASES:
         assert run.metrics[f"memory/{phase}/host"] == document["phases"][phase]["host"]
     assert run.metrics["memory/run/allocated"] == max(p.get("allocated", 0) for p in document["phases"].values())
+    assert abs(run.metrics["memory/plan_error"]) < 0.5
     assert document["baseline"] <= document["phases"]["load"]["host"]
 
 
