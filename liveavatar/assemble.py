@@ -21,14 +21,14 @@ from liveavatar.config import conf_dir, kept, literal, make
 from liveavatar.intake import Parts, check_request
 from liveavatar.memory.attend import WatchedSource
 from liveavatar.memory.explain import explained, foresee
-from liveavatar.memory.given import GB
+from liveavatar.memory.given import GB, Setup
 from liveavatar.memory.profiler import MemoryProfiler, Peaks, ProfileSettings
 from liveavatar.metrics.speed import SpeedMeter
 from liveavatar.run import Run, encoders
 from liveavatar.sampling.scheduler import EulerSampler
 from liveavatar.session import AvatarSession
 from liveavatar.settings import first_rank, make_request, storage_type
-from liveavatar.strategies.auto import ask_of, best, options
+from liveavatar.strategies.auto import ask_of, best, options, setup_of
 from liveavatar.strategies.auto import choose as prefer
 from liveavatar.strategies.rehearsal import Stage, rehearse
 from liveavatar.tracking import check_output_file, make_run_directory, stamp, start_log
@@ -44,7 +44,7 @@ AWAY = ("speech", "vae", "text", "decoder state", "second sink")
 class Loaded:
     """Models with their weights in place, ready for any number of requests, one after another.
 
-    `loading` is what loading them took, by phase.
+    `loading` is what loading them took, by phase; `setup` is what the planner calls this division of the work.
     """
 
     session: AvatarSession
@@ -53,13 +53,16 @@ class Loaded:
     rank: int
     loading: Mapping[str, Peaks]
     metrics: dict[str, Any] = field(default_factory=dict)
+    setup: Setup | None = None
 
     def run(self, cfg: DictConfig, request: AvatarRequest, directory: Path | None) -> Run:
         """One request on these models; it shares nothing with other runs but them."""
         memory = MemoryProfiler(self.strategy.device, self.profile, rank=self.rank)
         memory.phases |= {name: replace(peaks) for name, peaks in self.loading.items()}
         attach(memory, self.strategy, self.session.parts)
-        return Run(cfg, request, self.session, self.strategy, directory, SpeedMeter(), memory, dict(self.metrics))
+        return Run(
+            cfg, request, self.session, self.strategy, directory, SpeedMeter(), memory, dict(self.metrics), self.setup
+        )
 
 
 def attach(memory: MemoryProfiler, strategy: Any, parts: Parts) -> None:
@@ -113,7 +116,10 @@ def load(cfg: DictConfig, chosen: Chosen, directory: Path | None = None) -> Load
         caches=strategy.make_caches,
         split=strategy.split_codec,
     )
-    return Loaded(session, strategy, chosen.profile, rank, memory.phases, metrics)
+    shared = cfg.parallel.decode, cfg.parallel.ulysses_size
+    planned = chosen.rollout.mode != "clipwise" and chosen.ranks == "same"
+    setup = setup_of(strategy, world, chosen.cells, *shared) if planned else None
+    return Loaded(session, strategy, chosen.profile, rank, memory.phases, metrics, setup)
 
 
 def assemble(cfg: DictConfig) -> Run:
@@ -176,7 +182,7 @@ def rehearsals(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     Only the fullest rank is played, and of the strategies `plan.only` (null: the two that the plan prefers). Raises
     ValueError for a configuration that cannot be planned.
     """
-    ask, topology = ask_of(cfg), make(cfg.topology, "topology")
+    ask, topology = replace(ask_of(cfg), hoisted=False), make(cfg.topology, "topology")  # it plays units whole
     found, told = options(ask, topology), {}
     wanted = [way.label for way in prefer(found)][:2] if cfg.plan.only is None else [cfg.plan.only]
     wanted = [label for label in found if label in wanted or "all" in wanted]

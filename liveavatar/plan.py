@@ -78,7 +78,9 @@ def _told(
 
 
 def _command(way: Option, ask: Ask, cfg: DictConfig) -> str:
-    """What to type."""
+    """What to type; nothing for what the runtime cannot do yet."""
+    if way.plan.setup.missing:
+        return ""
     typed = [f"model={ask.model}", f"precision={PRECISIONS[ask.precision]}", f"request.size={ask.picture}"]
     return " ".join(("python -m liveavatar.infer", *typed, *way.plan.setup.overrides))
 
@@ -109,7 +111,7 @@ def show(told: dict[str, Any]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(table)
     if told["chosen"] is None:
-        console.print("Nothing that runs today fits: see the last column for what would.")
+        console.print("Nothing that is available today fits: see the last column for what would.")
         return
     parts = told["strategies"][told["chosen"]]["parts"]
     held = ", ".join(

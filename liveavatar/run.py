@@ -18,10 +18,14 @@ from liveavatar.intake import Parts
 from liveavatar.memory.attend import attending, encoding
 from liveavatar.memory.explain import explained
 from liveavatar.memory.figure import draw_if_possible
-from liveavatar.memory.profiler import MemoryProfiler
+from liveavatar.memory.given import Setup
+from liveavatar.memory.plan import draw_up
+from liveavatar.memory.profiler import MemoryProfiler, Prediction
+from liveavatar.memory.sizes import Picture
 from liveavatar.metrics.speed import SpeedMeter
 from liveavatar.session import AvatarSession, Stream
 from liveavatar.sinks import Fanout, LatentSink, NullSink, ProgressSink
+from liveavatar.strategies.auto import ask_of
 from liveavatar.strategies.base import Traffic
 from liveavatar.tracking import write_metrics
 from liveavatar.types import AvatarRequest, Sink, VideoChunk
@@ -42,6 +46,7 @@ class Run:
     speed: SpeedMeter
     memory: MemoryProfiler
     metrics: dict[str, Any] = field(default_factory=dict)
+    setup: Setup | None = None
     _sinks: Fanout = field(default_factory=lambda: Fanout({}))
     _stream: Stream | None = None
     _made: Iterator[VideoChunk] = field(default_factory=lambda: iter(()))
@@ -60,6 +65,7 @@ class Run:
         self._moved = dict(vars(self.strategy.traffic))
         with encoding(self.memory, encoders(self.session.parts)):
             stream = self.session.prepare(self.request)
+        self.memory.plan = self._foreseen(stream)
         self._sinks = self._fanout()
         self._stream, self._made = stream, self.session.chunks(stream)
         try:
@@ -105,6 +111,18 @@ class Run:
         assert self._stream is not None
         self._made = iter(())
         self._finish(self._stream)
+
+    def _foreseen(self, stream: Stream) -> Prediction | None:
+        """What the plan says of this rank and picture; None for runs that it knows nothing of."""
+        if self.setup is None:
+            return None
+        seen = Picture(stream.info.height, stream.info.width, self.cfg.rollout.cache_frames)
+        try:
+            ask = ask_of(self.cfg, seen)
+        except (ValueError, KeyError, TypeError):  # a model of other parts: nothing is foreseen
+            return None
+        plan = draw_up(ask, self.setup).ranks[self.memory.rank]
+        return Prediction({phase: plan.total(phase) for phase in plan.phases})
 
     def _fanout(self) -> Fanout:
         """Sinks of this run; ranks that do not show anything have none."""

@@ -40,7 +40,10 @@ class WatchedSource:
     def read(self, name: str, shape: torch.Size) -> Tensor:
         first, _, rest = name.partition(".")
         number = rest.partition(".")[0]
-        self._profiler.where.unit = f"{first}.{number}" if number.isdigit() else first
+        at, unit = self._profiler.where, f"{first}.{number}" if number.isdigit() else first
+        if at.phase == "encode" and at.unit not in ("", unit):  # a lent encoder comes after another
+            self._profiler.read(at.unit)
+        at.unit = unit
         self._count += 1
         if self._count % READ_EVERY == 0:
             self._profiler.read()

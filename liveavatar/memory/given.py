@@ -145,6 +145,11 @@ class Setup:
     missing: str = ""
 
     @property
+    def hoists(self) -> bool:
+        """Whether conditioning can be prepared ahead: not where FSDP2 lends units, nor in lock-step."""
+        return self.source != "shards" and not (self.stages and self.source == "peers")
+
+    @property
     def overrides(self) -> tuple[str, ...]:
         """What to type for it, beside model and request."""
         laid = () if self.strategy == "single_device" else (f"+strategy={self.strategy}",)

@@ -65,10 +65,16 @@ class Plan:
 
 def draw_up(ask: Ask, setup: Setup) -> Plan:
     """The plan of a setup."""
+    ask = suited(ask, setup)
     ranks = range(setup.ranks) if setup.stages else range(1 if setup.ranks == 1 else 2)
     drawn = [_rank(ask, setup, rank) for rank in ranks]
     plans = tuple(drawn) if setup.stages else tuple(drawn[min(rank, 1)] for rank in range(setup.ranks))
     return Plan(setup, plans, _host(ask, setup), streamed(ask, setup))
+
+
+def suited(ask: Ask, setup: Setup) -> Ask:
+    """What is asked, as a setup can do it: conditioning is prepared ahead only where it hoists."""
+    return replace(ask, hoisted=False) if ask.hoisted and not setup.hoists else ask
 
 
 def settled(layers: int, resident: int) -> list[str]:
@@ -123,11 +129,12 @@ def _resting(ask: Ask, setup: Setup, units: Sequence[str]) -> Parts:
         return {"weights": 0 if setup.offload else int(held)}
     kept = set(settled(ask.dit.layers, setup.resident))
     parts = setup.ranks if setup.source == "peers" else 1
-    moving = {name: ask.unit(name, parts) for name in units if name not in kept}
-    cold = {name: int(ask.dit.cold(name) * ask.weight_bytes) if ask.hoisted else 0 for name in moving}
-    largest = max((moving[name] - cold[name] for name in moving), default=0)
+    cold = {name: int(ask.dit.cold(name) * ask.weight_bytes) if ask.hoisted else 0 for name in units}
+    moving = {name: cold[name] if name in kept else ask.unit(name, parts) for name in units}
+    largest = max((moving[name] - cold[name] for name in units if name not in kept), default=0)
     shards = sum(moving.values()) // parts if setup.source == "peers" else 0
-    return {"weights": shards + sum(ask.unit(name) for name in units if name in kept), "ring": setup.slots * largest}
+    resident = sum(ask.unit(name) - cold[name] for name in units if name in kept)
+    return {"weights": shards + resident, "ring": setup.slots * largest}
 
 
 def _caches(ask: Ask, setup: Setup, rank: int, steps: range, layers: range) -> Parts:

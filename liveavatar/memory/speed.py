@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from liveavatar.memory.given import GB, Ask, Topology
-from liveavatar.memory.plan import Plan
+from liveavatar.memory.plan import Plan, suited
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def attention_flops(ask: Ask) -> float:
 
 def pace(ask: Ask, plan: Plan, topology: Topology) -> Pace:
     """What a block takes in the steady state, all ranks busy."""
-    setup = plan.setup
+    setup, ask = plan.setup, suited(ask, plan.setup)
     rates = {"fp8": topology.fp8_tflops, "float32": topology.fp32_tflops}
     rate = rates.get(ask.weights, topology.bf16_tflops) * 1e12 * topology.efficiency
     cell = cell_flops(ask) / rate
@@ -85,7 +85,7 @@ def pace(ask: Ask, plan: Plan, topology: Topology) -> Pace:
         layers = max(len(layers) for _, layers in stages)
         host += max(len(steps) for steps, _ in stages) * layers * ask.row(old) / GB / topology.host_gbs
     if setup.stages:
-        peers = passes * ask.picture.tokens * ask.dit.dim * ask.item / GB / topology.received_gbs
+        peers += passes * ask.picture.tokens * ask.dit.dim * ask.item / GB / topology.received_gbs
     return Pace(work[busiest], host, peers, disk, decode)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from liveavatar.config import conf_dir
 from liveavatar.memory.given import GB, ITEMS, Ask, Setup, Topology
 from liveavatar.memory.plan import Plan, RankPlan, draw_up, smaller
-from liveavatar.memory.sizes import picture
+from liveavatar.memory.sizes import Picture, picture
 from liveavatar.memory.speed import Pace, pace
 from liveavatar.sampling.lattice import Round, wavefront
 from liveavatar.sampling.stages import StageTable, layer_table, step_table, ticks
@@ -79,6 +79,8 @@ def options(ask: Ask, topology: Topology) -> dict[str, list[Option]]:
     """All ways on all devices of a topology, strategy by strategy, each list in order of preference."""
     found: dict[str, list[Option]] = {}
     for label, setup in setups(ask, topology):
+        if "fp8" in (ask.weights, ask.cache):
+            setup = replace(setup, missing=setup.missing or "fp8 is not available yet")
         if setup.strategy == "fsdp_stream" and setup.resident < 0:
             setup = most_resident(ask, setup, topology)
         found.setdefault(label, []).append(weigh(label, ask, setup, topology))
@@ -106,7 +108,7 @@ def advice(label: str, ask: Ask, topology: Topology, found: Mapping[str, list[Op
     fitting = [way for way in ways if way.fits]
     if fitting:
         way = best(fitting)
-        return f"fits once {way.plan.setup.missing.removesuffix(' is not there yet')} is there"
+        return f"fits once {way.plan.setup.missing.removesuffix(' is not available yet')} is there"
     least = min(ways, key=lambda way: way.excess)
     for less in smaller(ask, multiple):
         if weigh(label, less, replace(least.plan.setup, resident=0), topology).fits:
@@ -174,17 +176,20 @@ def _pipelines(ask: Ask, ranks: int) -> Iterator[tuple[str, Setup]]:
             shifted = [*costs[:-1], costs[-1] + layers * mean]
             setting = f"strategy.{key}={layers}"
             if name == "diagonal_pipeline" and ranks < ask.dit.layers:
-                missing = "" if has_key(name, key) else f"strategy.{key} is not there yet"
+                missing = "" if has_key(name, key) else f"strategy.{key} is not available yet"
                 yield name, replace(_piped(ask, name, table_of(ranks, ask.steps, shifted), (setting,)), missing=missing)
         if ranks > 2:
             yield name, _piped(ask, name, table_of(ranks, ask.steps, costs, True), ("parallel.decode=rank",))
-        missing = "" if has_key(name, "caches") else "strategy.caches is not there yet"
+        missing = "" if has_key(name, "caches") else "strategy.caches is not available yet"
         away = _piped(ask, name, table_of(ranks, ask.steps, costs), ("strategy.caches=host",))
         yield name, replace(away, caches="host", missing=missing)
-        missing = "" if has_key(name, "source") else "strategy.source is not there yet"
+        missing = "" if has_key(name, "source") else "strategy.source is not available yet"
         both = ("strategy.source=host", "strategy.caches=host")
         away = _piped(ask, name, table_of(ranks, ask.steps, costs), both)
         yield name, replace(away, source="host", caches="host", missing=missing)
+    if ranks <= ask.steps:
+        sharded = _piped(ask, name, step_table(ranks, ask.steps, costs), ("strategy.source=peers",))
+        yield name, replace(sharded, source="peers")
 
 
 def _piped(ask: Ask, name: str, table: StageTable, settings: tuple[str, ...]) -> Setup:
@@ -245,13 +250,48 @@ def has_key(strategy: str, key: str) -> bool:
     return key in OmegaConf.load(Path(conf_dir()) / "strategy" / f"{strategy}.yaml")
 
 
-def ask_of(cfg: Any) -> Ask:
-    """What a configuration asks for. Raises ValueError, naming the key, for what cannot be planned."""
+def _prepares(cfg: Any) -> bool:
+    """Whether conditioning is prepared ahead, where a strategy can: a plan's own word, else that of the run."""
+    if cfg.get("plan") is not None:
+        return bool(cfg.plan.get("hoist", True))
+    return (cfg.get("parallel") or {}).get("hoist", "auto") is not False
+
+
+def setup_of(strategy: Any, ranks: int, cells: int, decode: str, ulysses: int) -> Setup:
+    """The setup of a strategy object that has been arranged: what a plan of the run at hand starts from."""
+    table = getattr(strategy, "table", None)
+    source = getattr(strategy, "source", "shards" if hasattr(strategy, "wrap") else "device")
+    if source == "auto":
+        source = "peers" if ranks > 1 else "host"
+    stages = () if table is None else _rows(table)
+    return Setup(
+        strategy.name,
+        (),
+        ranks,
+        source,
+        getattr(strategy, "slots", 2),
+        cells,
+        getattr(strategy, "resident", 0),
+        getattr(strategy, "caches", "device"),
+        getattr(strategy, "wrap", "units"),
+        getattr(strategy, "prefetch", 1),
+        getattr(strategy, "offloads", False),
+        stages,
+        0 if table is None else table.shows,
+        1 if decode == "rank" else ulysses,
+    )
+
+
+def ask_of(cfg: Any, seen: Picture | None = None) -> Ask:
+    """What a configuration asks for, of a picture already `seen` where there is one.
+
+    Raises ValueError, naming the key, for what cannot be planned.
+    """
     from omegaconf import OmegaConf
 
     model = OmegaConf.to_container(cfg.model, resolve=False)
     assert isinstance(model, dict)
-    seen = picture(cfg.request.size, cfg.model.size_multiple, cfg.rollout.cache_frames)
+    seen = seen or picture(cfg.request.size, cfg.model.size_multiple, cfg.rollout.cache_frames)
     told = cfg.get("plan") or {}
     precision, encoders = cfg.precision.dit, cfg.precision.encoders
     kinds = {"weights": told.get("weights") or precision, "cache": told.get("cache") or precision}
@@ -270,7 +310,7 @@ def ask_of(cfg: Any) -> Ask:
         precision=precision,
         encoders=encoders,
         text=cfg.memory.text,
-        hoisted=bool(told.get("hoist", False)),
+        hoisted=_prepares(cfg),
         refresh=cfg.rollout.frames_per_clip // 12,
         **kinds,
     )

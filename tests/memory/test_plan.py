@@ -43,14 +43,14 @@ def test_weights_and_caches_are_those_of_the_notes() -> None:
 
 @pytest.mark.parametrize(("size", "linear", "attention"), [("704*384", 82.0, 41.1), ("384*256", 31.2, 5.7)])
 def test_the_work_of_a_cell_is_that_of_the_notes(size: str, linear: float, attention: float) -> None:
-    ask, _ = _asked(f"request.size={size}")
+    ask, _ = _asked(f"request.size={size}", "plan.hoist=false")
     assert linear_flops(ask) / 1e12 == pytest.approx(linear, rel=5e-3)
     assert attention_flops(ask) / 1e12 == pytest.approx(attention, rel=2e-2)
 
 
 def test_floors_are_those_of_the_notes() -> None:
     """At full efficiency and without decoding, as the notes count."""
-    ask, topology = _asked("topology.efficiency=1", "topology.decode_s=1e-9")
+    ask, topology = _asked("topology.efficiency=1", "topology.decode_s=1e-9", "plan.hoist=false")
     alone = pace(ask, draw_up(ask, Setup("single_device")), topology)
     assert alone.seconds == pytest.approx(2.98, rel=5e-3)
     piped = best([way for way in options(ask, topology)["diagonal_pipeline"] if not way.plan.setup.settings])
@@ -120,6 +120,19 @@ def test_eight_bits_halve_what_they_are_asked_for() -> None:
     parts = _parts(draw_up(ask, Setup("single_device")))
     assert parts["weights"] == pytest.approx(16.65 * GB, rel=2e-3)
     assert parts["caches"] == pytest.approx(20.8 * GB, rel=2e-3)
+
+
+def test_eight_bits_are_never_chosen_while_no_run_can_do_them() -> None:
+    ask, machine = _asked("topology=4x24gb", "plan.weights=fp8")
+    found = options(ask, machine)
+    assert choose(found) == []
+    assert any(best(ways).fits for ways in found.values())
+
+
+def test_what_lends_whole_units_is_planned_without_hoisting() -> None:
+    ask, _ = _asked()
+    for setup in (Setup("fsdp_full", ranks=4, source="shards"), Setup("fsdp_stream", ranks=4, source="peers")):
+        assert ("prepared" in _parts(draw_up(ask, setup))) == setup.hoists == (setup.strategy == "fsdp_stream")
 
 
 def test_hoisted_conditioning_leaves_the_ring() -> None:
