@@ -71,7 +71,7 @@ class Run:
         parts = self.session.parts
         with encoding(self.memory, encoders(parts)):
             stream = self.session.prepare(self.request)
-        self.memory.plan = self._foreseen(stream)
+        self.memory.plan = self.memory.plan or self._foreseen(stream)
         blocks = stream.gathered.blocks
         try:
             with attending(self.memory, parts.dit, stream):
