@@ -65,7 +65,7 @@ class Run:
         self._moved = dict(vars(self.strategy.traffic))
         with encoding(self.memory, encoders(self.session.parts)):
             stream = self.session.prepare(self.request)
-        self.memory.plan = self._foreseen(stream)
+        self.memory.plan = self.memory.plan or self._foreseen(stream)
         self._sinks = self._fanout()
         self._stream, self._made = stream, self.session.chunks(stream)
         try:

@@ -131,9 +131,14 @@ def _resting(ask: Ask, setup: Setup, units: Sequence[str]) -> Parts:
     parts = setup.ranks if setup.source == "peers" else 1
     cold = {name: int(ask.dit.cold(name) * ask.weight_bytes) if ask.hoisted else 0 for name in units}
     moving = {name: cold[name] if name in kept else ask.unit(name, parts) for name in units}
-    largest = max((moving[name] - cold[name] for name in units if name not in kept), default=0)
+    exact = ask.hoisted and ask.weights != "fp8"
+    hot = {
+        name: ask.dit.hot_slab(name, ITEMS[ask.weights]) if exact else ask.unit(name, parts) - cold[name]
+        for name in units
+    }
+    largest = max((hot[name] for name in units if name not in kept), default=0)
     shards = sum(moving.values()) // parts if setup.source == "peers" else 0
-    resident = sum(ask.unit(name) - cold[name] for name in units if name in kept)
+    resident = sum(hot[name] for name in units if name in kept)
     return {"weights": shards + resident, "ring": setup.slots * largest}
 
 

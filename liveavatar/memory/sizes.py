@@ -96,13 +96,20 @@ class DitSizes:
 
     def cold(self, unit: str) -> int:
         """Parameters of a unit that never multiply a video token: once hoisted, they leave the hot loop."""
+        return sum(self._cold(unit))
+
+    def hot_slab(self, unit: str, item: int) -> int:
+        """Bytes of the slab of a unit's hot part."""
+        away = sum(_up(size * item, ALIGN) for size in self._cold(unit))
+        return sum(_up(size * item, ALIGN) for size in self.units[unit]) - away
+
+    def _cold(self, unit: str) -> Sequence[int]:
         d = self.dim
         if unit.startswith(("blocks.", "injectors.")):
-            return 2 * sum(linear(d, d)) + d
+            return [*linear(d, d) * 2, d]
         if unit.startswith("adain."):
-            return sum(self.units[unit])
-        patches = 0 if unit != "embed" else sum(self.units[unit][:5])
-        return sum(self.units[unit]) - patches if unit == "embed" else 0
+            return self.units[unit]
+        return self.units[unit][11:] if unit == "embed" else []
 
 
 def _embed(node: Mapping[str, Any]) -> list[int]:

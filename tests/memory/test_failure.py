@@ -11,7 +11,7 @@ import torch
 from liveavatar.memory.advice import fitting, savings
 from liveavatar.memory.failure import Failure, Saving, asked_for, on_device, shortage
 from liveavatar.memory.readings import Room
-from tests.memory.test_sizes import _plain
+from tests.memory.test_rest import _plain
 
 GB = 10**9
 CUDA = (
