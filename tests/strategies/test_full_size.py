@@ -105,10 +105,13 @@ def _planned(setup: Setup, rank: int, *overrides: str) -> int:
 
 def test_the_ring_of_four_ranks() -> None:
     dit, rounds = meta_dit("s2v_14b"), Stage(H, W, rounds=1)
+    parts = meta_dit("s2v_14b").parts().values()
     seen = rehearse(dit, FsdpStream(), EulerSampler(), RolloutSettings(), rounds, torch.bfloat16, ranks=4, rank=2)
     planned = _planned(Setup("fsdp_stream", (), 4, "peers"), 2)
     assert planned == pytest.approx(seen.peak.nbytes, rel=0.02)
-    assert seen.peak.parts["ring"] == pytest.approx(2 * 2 * 351_394_304, rel=0.002)  # two slots: embed is the largest
+    largest = max(2 * sum(unit.get_parameter(name).numel() for name in names) for unit, names in parts)
+    assert seen.peak.parts["ring"] == pytest.approx(2 * largest, rel=0.002)  # two slots of the largest hot part
+    assert largest < 0.86 * 2 * 351_394_304
     assert seen.caches == pytest.approx(44.0 * GB, rel=1e-3)
 
 
@@ -118,7 +121,7 @@ def test_stages_of_the_diagonal_pipeline() -> None:
     seen = rehearse(
         dit, DiagonalPipeline(), EulerSampler(), RolloutSettings(), stage, torch.bfloat16, ranks=4, rank=first
     )
-    assert seen.unit == "embed"  # the timestep projection in float32
+    assert seen.unit == ""  # between passes: the timestep projection in float32, prepared ahead of the cells
     assert way.plan.ranks[first].playing(AWAY) == pytest.approx(seen.peak.nbytes, rel=0.02)
 
 

@@ -145,7 +145,7 @@ def test_hoisting_saves_bytes_and_can_be_left_out(alone: None, truth: Tensor) ->
     ],
 )  # fmt: skip
 def test_the_option_follows_the_strategy(asked: Any, kind: Any, expected: int) -> None:
-    assert hoists(OmegaConf.create({"parallel": {"hoist": asked}}), kind()) == expected
+    assert hoists(OmegaConf.create({"parallel": {"hoist": asked}}), kind(), "same") == expected
 
 
 def test_the_option_is_refused_where_it_cannot_be_met() -> None:
@@ -154,4 +154,4 @@ def test_the_option_is_refused_where_it_cannot_be_met() -> None:
         ("nope", r"parallel\.hoist='nope'"),
     ):
         with pytest.raises(ValueError, match=message):
-            hoists(OmegaConf.create({"parallel": {"hoist": asked}}), FsdpFull())
+            hoists(OmegaConf.create({"parallel": {"hoist": asked}}), FsdpFull(), "same")
