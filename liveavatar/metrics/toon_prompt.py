@@ -1,0 +1,72 @@
+"""Whether a drawn face does what its prompt asked: mien, light and gesture, read from the picture alone."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from liveavatar.metrics import toon
+from liveavatar.types import FPS
+
+EMOTIONS = ("neutral", "happy", "sad", "surprised", "angry")
+GESTURES = ("calm", "still", "nodding", "shaking")
+LIGHTS: dict[str, tuple[float, float, float]] = {
+    "plain": (1.0, 1.0, 1.0),
+    "warm": (1.14, 0.96, 0.72),
+    "blue": (0.76, 0.94, 1.2),
+    "dim": (0.66, 0.66, 0.7),
+}
+"""What each light multiplies red, green and blue behind the figure by."""
+
+Frames = UInt8[np.ndarray, "t H W 3"]
+Portrait = UInt8[np.ndarray, "H W 3"]
+
+
+def light_gain(frames: Frames, portrait: Portrait) -> Float[np.ndarray, " 3"]:
+    """What the background's red, green and blue are multiplied by, against the portrait."""
+    height, width = portrait.shape[:2]
+    edge, low = max(2, round(0.09 * width)), round(0.5 * height)
+
+    def border(pixels: np.ndarray) -> np.ndarray:
+        sides = [pixels[..., :low, :edge, :], pixels[..., :low, -edge:, :]]
+        return np.median(np.concatenate([side.reshape(-1, 3) for side in sides]), axis=0)
+
+    return (border(frames) + 1) / (border(portrait) + 1)
+
+
+def light(frames: Frames, portrait: Portrait) -> str:
+    """Which of `LIGHTS` the scene is in."""
+    gain = np.log(light_gain(frames, portrait))
+    return min(LIGHTS, key=lambda name: float(np.square(gain - np.log(LIGHTS[name])).sum()))
+
+
+def gesture(frames: Frames) -> str:
+    """Which of `GESTURES` the head makes; a second at least."""
+    path = toon.sway(frames)
+    path = path - path.mean(0)
+    spectrum = np.abs(np.fft.rfft(path * np.hanning(len(path))[:, None], axis=0)) / len(path) * 4
+    rate = np.fft.rfftfreq(len(path), 1 / FPS)
+    across, down = spectrum[(rate > 0.62) & (rate < 1.4)].max(0, initial=0)
+    if max(across, down) > 0.055:
+        return "nodding" if down > across else "shaking"
+    return "still" if np.hypot(*path.std(0)) < 0.012 else "calm"
+
+
+def mien(frames: Frames, portrait: Portrait) -> Float[np.ndarray, " 2"]:
+    """How much the corners of the mouth are raised (face units) and the eyes widened (ratio) against the portrait."""
+    still = portrait[None]
+    own, rest = toon.mouth(frames), toon.mouth(still)
+    raised = float(np.median(own.corners[own.found])) if own.found.any() else 0.0
+    white = float(np.quantile(toon.eye_white(frames), 0.7)) / max(float(toon.eye_white(still)[0]), 1e-4)
+    return np.array([raised - float(rest.corners[0]), white])
+
+
+_MIENS = {
+    "neutral": (0.0, 1.0), "happy": (0.075, 0.85), "sad": (-0.085, 0.85), "surprised": (0.0, 1.35), "angry": (-0.035, 0.45),
+}  # fmt: skip
+
+
+def emotion(frames: Frames, portrait: Portrait) -> str:
+    """Which of `EMOTIONS` the face shows: the nearest in mouth corners and eyes."""
+    read = mien(frames, portrait)
+    return min(EMOTIONS, key=lambda name: float((((read - _MIENS[name]) / (0.04, 0.3)) ** 2).sum()))
