@@ -20,9 +20,6 @@ Curve = Float[np.ndarray, " t"]
 APERTURE = 0.32
 """Height of a mouth that is open all the way, in face units: `mouth_opening` 1."""
 
-_MOUTH_Y, _EYE_Y, _REACH = 0.58, 0.04, 0.5
-_INNER_RED = 0.45  # red of the inside of the mouth, as a share of the lips' red
-
 
 def face_unit(height: int, width: int) -> float:
     """Pixels from the middle of the face to the tip of the chin, in a picture of this size."""
@@ -43,11 +40,11 @@ def _window(frames: Frames, left: float, top: float, right: float, bottom: float
     return rows, slice(max(0, round(x + left * unit)), min(frames.shape[2], round(x + right * unit)))
 
 
-def _lipness(pixels: np.ndarray) -> np.ndarray:
+def _lipness(pixels: np.ndarray, low: float = 0.04, high: float = 0.12) -> np.ndarray:
     """0 to 1: is this the colour of lips, tongue or the inside of the mouth? For pixels 0 to 1, [..., 3]."""
     red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
     crimson = (blue - green) + 0.25 * (red - green)
-    return ((crimson - 0.04) / 0.08).clip(0, 1) * ((red - green - 0.08) / 0.08).clip(0, 1)
+    return ((crimson - low) / (high - low)).clip(0, 1) * ((red - green - 0.08) / 0.08).clip(0, 1)
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ def mouth(frames: Frames) -> Mouth:
         share = np.cumsum(across) / across.sum()
         left, right = (float(np.interp(q, share, x)) for q in (0.02, 0.98))
         central = slice(max(0, int(middle - 0.09 * unit)), int(middle + 0.09 * unit) + 1)
-        gap, top = _gap(part[:, central].mean(1), mask[:, central].mean(1), lip_red, lip_green)
+        gap, top = _gap(part[:, central].mean(1), lip_red, lip_green)
         tips = (x < left + 0.1 * (right - left)) | (x > right - 0.1 * (right - left))
         tip_y = float((mask[:, tips] * y[:, None]).sum() / max(mask[:, tips].sum(), 1e-6))
         corners = (top + 0.22 * gap - tip_y) / unit
@@ -101,19 +98,26 @@ def _lip_levels(pixels: np.ndarray, lips: np.ndarray) -> tuple[float, float]:
     return float(np.median(bright[:, 0])), float(np.median(bright[:, 1]))
 
 
-def _gap(profile: np.ndarray, mask: np.ndarray, lip_red: float, lip_green: float) -> tuple[float, float]:
-    """Height of what is between the lips, down the middle of the mouth, and the row where the upper lip begins, in pixels."""
+def _gap(profile: np.ndarray, lip_red: float, lip_green: float) -> tuple[float, float]:
+    """Height of what is between the lips, and the row where the upper lip begins, in pixels, down the middle of the mouth.
+
+    Each row is a mixture of lip, inside and teeth (a blurred one too): least squares tells their shares, which add up
+    to 1.
+    """
+    mask = _lipness(profile, 0.0, 0.06)
     marked = np.flatnonzero(mask > 0.5)
     if len(marked) < 2:
         return 0.0, float(marked[0]) if len(marked) else 0.0
     first, last = marked[0], marked[-1]
-    before = mask[first - 1] if first else 0.0  # the edge within the pixel
-    top = first - float(before)
-    inside = profile[first : last + 1]
-    dark = ((lip_red * 0.86 - inside[:, 0]) / (lip_red * (0.86 - _INNER_RED - 0.1))).clip(0, 1)
-    white = ((inside[:, 1] - lip_green - 0.1) / (0.85 - lip_green)).clip(0, 1)
-    covered = np.maximum(dark, white)
-    return float(covered[1:-1].sum()), top
+    top = first - float(mask[first - 1] if first else 0.0)  # the edge within the pixel
+    inside = profile[first + 1 : last]
+    lip = 0.96 * np.array([lip_red, lip_green, lip_green + 0.1])
+    parts = np.stack([lip, (0.43 * lip_red, 0.02, 0.15), (0.95, 0.95, 0.95)])
+    parts = np.concatenate([parts, np.ones((3, 1))], axis=1)
+    shares = np.concatenate([inside, np.ones((len(inside), 1))], axis=1) @ np.linalg.pinv(parts)
+    open_share = shares[:, 1:].clip(0, 1).sum(1)
+    # shading of the lips and the line where they meet are no gap
+    return float(((open_share - 0.2) / 0.8).clip(0, 1).sum()), top
 
 
 def mouth_opening(frames: Frames) -> Curve:
@@ -130,7 +134,8 @@ def eye_white(frames: Frames) -> Curve:
     """Area of the whites of both eyes, in square face units: falls to about 0 in a blink."""
     unit, _, _ = _scale(frames)
     rows, columns = _window(frames, -0.68, -0.32, 0.68, 0.32)
-    palest = frames[:, rows, columns].min(-1).astype(np.float32) / 255
+    palest = torch.from_numpy(frames[:, rows, columns].min(-1).astype(np.float32) / 255)
+    palest = torch.nn.functional.avg_pool2d(palest[:, None], 3, 1, 1, count_include_pad=False)[:, 0].numpy()
     skin, white = float(np.median(palest)), float(np.quantile(palest, 0.995))
     if white - skin < 0.08:
         return np.zeros(len(frames))
@@ -161,23 +166,37 @@ def sway(frames: Frames, reference: UInt8[np.ndarray, "H W 3"] | None = None) ->
 
     The eyes, brows and nose are registered by translation (Lucas and Kanade 1981, Gauss-Newton, coarse to fine).
     """
+    still = frames[:1] if reference is None else reference[None]
+    return registered(frames, still, (-0.72, -0.5, 0.72, 0.46), np.zeros((len(frames), 2)), (0.16, 0.06))
+
+
+def registered(
+    frames: Frames, still: Frames, box: tuple[float, float, float, float], start: np.ndarray, blurs: tuple[float, ...]
+) -> Float[np.ndarray, "t 2"]:
+    """How far (right, down, in face units) a box of one `still` frame has moved in each frame, searched from `start`.
+
+    Brightness and contrast of the box may differ.
+    """
     unit, _, _ = _scale(frames)
-    still = frames[0] if reference is None else reference
-    shifts = np.zeros((len(frames), 2))
-    target, moving = _grey(still[None]), _grey(frames)
-    rows, columns = _window(frames, -0.72, -0.5, 0.72, 0.46)
-    for blur in (0.16, 0.06):
+    rows, columns = _window(frames, *box)
+    shifts, target, moving = start * unit, _grey(still), _grey(frames)
+    for blur in blurs:
         a, b = _blurred(target, blur * unit), _blurred(moving, blur * unit)
-        patch = a[0, 0, rows, columns]
+        patch = _evened(a[:, 0, rows, columns])[0]
         slope_y, slope_x = torch.gradient(patch)
         slopes = torch.stack([slope_x.flatten(), slope_y.flatten()], 1).double()
-        normal = slopes.T @ slopes + 1e-6 * torch.eye(2, dtype=torch.float64)
+        normal = slopes.T @ slopes + 1e-3 * torch.eye(2, dtype=torch.float64)
         for _ in range(6):
-            seen = _moved(b, shifts)[:, 0, rows, columns]
-            wrong = (seen - patch).flatten(1).double()
+            wrong = (_evened(_moved(b, shifts)[:, 0, rows, columns]) - patch).flatten(1).double()
             step = torch.linalg.solve(normal, slopes.T @ wrong.T).T.numpy()
-            shifts = (shifts - step).clip(-0.45 * unit, 0.45 * unit)
+            far = 0.45 * unit
+            shifts = start * unit + (shifts - step - start * unit).clip(-far, far)
     return shifts / unit
+
+
+def _evened(patches: torch.Tensor) -> torch.Tensor:
+    patches = patches - patches.mean((1, 2), keepdim=True)
+    return patches / patches.std((1, 2), keepdim=True).clamp(min=1e-3)
 
 
 def _grey(frames: Frames) -> torch.Tensor:

@@ -52,21 +52,36 @@ def gesture(frames: Frames) -> str:
     return "still" if np.hypot(*path.std(0)) < 0.012 else "calm"
 
 
-def mien(frames: Frames, portrait: Portrait) -> Float[np.ndarray, " 2"]:
-    """How much the corners of the mouth are raised (face units) and the eyes widened (ratio) against the portrait."""
+_BROWS = {"inner": ((-0.36, -0.14), (0.14, 0.36)), "outer": ((-0.6, -0.38), (0.38, 0.6))}
+
+
+def mien(frames: Frames, portrait: Portrait) -> Float[np.ndarray, " 3"]:
+    """How far the corners of the mouth, the inner and the outer halves of the brows are raised against the portrait.
+
+    In face units, medians over some 25 frames.
+    """
     still = portrait[None]
+    frames = frames[:: max(1, len(frames) // 25)]
     own, rest = toon.mouth(frames), toon.mouth(still)
-    raised = float(np.median(own.corners[own.found])) if own.found.any() else 0.0
-    white = float(np.quantile(toon.eye_white(frames), 0.7)) / max(float(toon.eye_white(still)[0]), 1e-4)
-    return np.array([raised - float(rest.corners[0]), white])
+    raised = float(np.median(own.corners[own.found]) - rest.corners[0]) if own.found.any() else 0.0
+    head = toon.sway(frames, portrait)
+    brows = []
+    for halves in _BROWS.values():
+        down = [
+            toon.registered(frames, still, (left, -0.54, right, -0.18), head, (0.13, 0.06))[:, 1] - head[:, 1]
+            for left, right in halves
+        ]
+        brows.append(-float(np.median(np.mean(down, axis=0))))
+    return np.array([raised, *brows])
 
 
 _MIENS = {
-    "neutral": (0.0, 1.0), "happy": (0.075, 0.85), "sad": (-0.085, 0.85), "surprised": (0.0, 1.35), "angry": (-0.035, 0.45),
+    "neutral": (-0.03, 0.0, 0.0), "happy": (0.05, 0.03, 0.03), "sad": (-0.11, 0.09, -0.03), "surprised": (-0.03, 0.11, 0.11),
+    "angry": (-0.05, -0.1, 0.0),
 }  # fmt: skip
 
 
 def emotion(frames: Frames, portrait: Portrait) -> str:
-    """Which of `EMOTIONS` the face shows: the nearest in mouth corners and eyes."""
+    """Which of `EMOTIONS` the face shows: the nearest in mouth corners and brows."""
     read = mien(frames, portrait)
-    return min(EMOTIONS, key=lambda name: float((((read - _MIENS[name]) / (0.04, 0.3)) ** 2).sum()))
+    return min(EMOTIONS, key=lambda name: float(np.square(read - _MIENS[name]).sum()))

@@ -59,10 +59,10 @@ def draw_eyes(who: Identity, patch: Patch, side: int, shape: Shape) -> None:
     x, w = patch.x - side * who.eye_gap, who.eye_width
     s, out = x / w, (x / w) * side
     wide, blink = shape("wide"), shape("blink").clamp(0, 1)
-    height = who.eye_height * (1 + 0.22 * wide)
+    height = who.eye_height * (1 + 0.3 * wide)
     slant = EYE_Y - who.eye_tilt * out
     opened = slant - height * _dome(s, 0.58) * (1 + 0.06 * out)
-    lower = slant + (0.78 + 0.1 * wide.clamp(max=0)) * who.eye_height * _dome(s, 0.7)
+    lower = slant + (0.78 + 0.22 * wide.clamp(max=0)) * who.eye_height * _dome(s, 0.7)
     shut = slant + 0.62 * who.eye_height * _dome(s, 0.7)
     upper = opened + (shut - opened) * blink
     lower = torch.maximum(lower - (lower - shut) * blink, upper)
@@ -118,7 +118,7 @@ def mouth_curves(who: Identity, s: Tensor, shape: Shape) -> dict[str, Tensor]:
     bow = 1 - 0.2 * torch.exp(-((s / 0.16) ** 2))
     rim = _dome(s / 1.1, 0.5)
     return {
-        "half": half, "upper": upper, "lower": lower, "top": upper - 0.78 * weight * bow * rim,
+        "half": half, "upper": upper, "lower": lower, "top": upper - 0.88 * weight * bow * rim,
         "bottom": lower + 1.0 * weight * rim, "gap": gap, "weight": weight, "corner": corner,
     }  # fmt: skip
 

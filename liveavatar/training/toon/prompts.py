@@ -13,10 +13,10 @@ from liveavatar.types import FPS
 
 _MIENS: dict[str, dict[str, float]] = {
     "neutral": {},
-    "happy": {"smile": 0.85, "brow": 0.25, "wide": -0.2},
-    "sad": {"smile": -0.85, "frown": -0.85, "brow": 0.1, "wide": -0.15, "gaze_y": 0.25},
+    "happy": {"smile": 0.9, "brow": 0.25, "wide": -0.1},
+    "sad": {"smile": -1.0, "frown": -0.9, "brow": 0.1, "gaze_y": 0.25},
     "surprised": {"brow": 1.0, "wide": 1.0},
-    "angry": {"smile": -0.35, "frown": 0.95, "brow": -0.3, "wide": -0.85},
+    "angry": {"smile": -0.25, "frown": 1.0, "brow": -0.35, "wide": -1.0},
 }
 _WORDS = {
     "emotion": {
