@@ -81,12 +81,22 @@ def mouth(frames: Frames) -> Mouth:
         left, right = (float(np.interp(q, share, x)) for q in (0.02, 0.98))
         central = slice(max(0, int(middle - 0.09 * unit)), int(middle + 0.09 * unit) + 1)
         gap, top = _gap(part[:, central].mean(1), lip_red, lip_green)
-        tips = (x < left + 0.1 * (right - left)) | (x > right - 0.1 * (right - left))
-        tip_y = float((mask[:, tips] * y[:, None]).sum() / max(mask[:, tips].sum(), 1e-6))
-        corners = (top + 0.22 * gap - tip_y) / unit
+        corners = _bend(mask, (x - middle) / (0.3 * unit), y / unit) - 0.28 * gap / unit
         found[:, number] = (1, gap / unit / APERTURE, (columns.start + middle) / unit, (rows.start + top) / unit,
                             (right - left) / unit, corners)  # fmt: skip
     return Mouth(found[0] > 0, *found[1:])
+
+
+def _bend(mask: np.ndarray, x: np.ndarray, y: np.ndarray) -> float:
+    """How far the mouth's middle line rises from x = 0 to 1 and -1: a parabola through it, by least squares."""
+    weight = np.where(mask > 0.35, mask, 0).sum(0)
+    seen = weight > 0.5
+    if seen.sum() < 4:
+        return 0.0
+    line = (np.where(mask > 0.35, mask, 0) * y[:, None]).sum(0)[seen] / weight[seen]
+    terms = np.stack([np.ones(seen.sum()), x[seen], x[seen] ** 2], axis=1)
+    share = np.sqrt(weight[seen])[:, None]
+    return -float(np.linalg.lstsq(terms * share, line * share[:, 0], rcond=None)[0][2])
 
 
 def _lip_levels(pixels: np.ndarray, lips: np.ndarray) -> tuple[float, float]:
@@ -166,21 +176,11 @@ def sway(frames: Frames, reference: UInt8[np.ndarray, "H W 3"] | None = None) ->
 
     The eyes, brows and nose are registered by translation (Lucas and Kanade 1981, Gauss-Newton, coarse to fine).
     """
-    still = frames[:1] if reference is None else reference[None]
-    return registered(frames, still, (-0.72, -0.5, 0.72, 0.46), np.zeros((len(frames), 2)), (0.16, 0.06))
-
-
-def registered(
-    frames: Frames, still: Frames, box: tuple[float, float, float, float], start: np.ndarray, blurs: tuple[float, ...]
-) -> Float[np.ndarray, "t 2"]:
-    """How far (right, down, in face units) a box of one `still` frame has moved in each frame, searched from `start`.
-
-    Brightness and contrast of the box may differ.
-    """
     unit, _, _ = _scale(frames)
+    still, box = frames[:1] if reference is None else reference[None], (-0.72, -0.5, 0.72, 0.46)
     rows, columns = _window(frames, *box)
-    shifts, target, moving = start * unit, _grey(still), _grey(frames)
-    for blur in blurs:
+    shifts, target, moving = np.zeros((len(frames), 2)), _grey(still), _grey(frames)
+    for blur in (0.16, 0.06):
         a, b = _blurred(target, blur * unit), _blurred(moving, blur * unit)
         patch = _evened(a[:, 0, rows, columns])[0]
         slope_y, slope_x = torch.gradient(patch)
@@ -189,9 +189,31 @@ def registered(
         for _ in range(6):
             wrong = (_evened(_moved(b, shifts)[:, 0, rows, columns]) - patch).flatten(1).double()
             step = torch.linalg.solve(normal, slopes.T @ wrong.T).T.numpy()
-            far = 0.45 * unit
-            shifts = start * unit + (shifts - step - start * unit).clip(-far, far)
+            shifts = (shifts - step).clip(-0.45 * unit, 0.45 * unit)
     return shifts / unit
+
+
+def risen(
+    frames: Frames,
+    still: UInt8[np.ndarray, "H W 3"],
+    box: tuple[float, float, float, float],
+    head: np.ndarray,
+    reach: float,
+) -> Curve:
+    """How far (up, in face units) the content of a box of a picture has moved in each frame, beyond its `head`'s `sway`.
+
+    The best correlation of all heights within `reach`.
+    """
+    unit, _, _ = _scale(frames)
+    rows, columns = _window(frames, *box)
+    target = _evened(_blurred(_grey(still[None]), 0.04 * unit)[:, 0, rows, columns])[0]
+    steady = _moved(_blurred(_grey(frames), 0.04 * unit), head * unit)[:, 0]
+    far = round(reach * unit)
+    heights = [up for up in range(-far, far + 1) if rows.start - up >= 0 and rows.stop - up <= steady.shape[1]]
+    scores = torch.stack(
+        [(_evened(steady[:, rows.start - up : rows.stop - up, columns]) * target).mean((1, 2)) for up in heights]
+    )
+    return np.array(heights)[scores.argmax(0).numpy()] / unit
 
 
 def _evened(patches: torch.Tensor) -> torch.Tensor:

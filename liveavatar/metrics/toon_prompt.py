@@ -60,28 +60,29 @@ def mien(frames: Frames, portrait: Portrait) -> Float[np.ndarray, " 3"]:
 
     In face units, medians over some 25 frames.
     """
-    still = portrait[None]
     frames = frames[:: max(1, len(frames) // 25)]
-    own, rest = toon.mouth(frames), toon.mouth(still)
+    own, rest = toon.mouth(frames), toon.mouth(portrait[None])
     raised = float(np.median(own.corners[own.found]) - rest.corners[0]) if own.found.any() else 0.0
     head = toon.sway(frames, portrait)
     brows = []
     for halves in _BROWS.values():
-        down = [
-            toon.registered(frames, still, (left, -0.54, right, -0.18), head, (0.13, 0.06))[:, 1] - head[:, 1]
-            for left, right in halves
-        ]
-        brows.append(-float(np.median(np.mean(down, axis=0))))
+        up = [toon.risen(frames, portrait, (left, -0.46, right, -0.18), head, 0.2) for left, right in halves]
+        brows.append(float(np.median(np.mean(up, axis=0))))
     return np.array([raised, *brows])
 
 
 _MIENS = {
-    "neutral": (-0.03, 0.0, 0.0), "happy": (0.05, 0.03, 0.03), "sad": (-0.11, 0.09, -0.03), "surprised": (-0.03, 0.11, 0.11),
-    "angry": (-0.05, -0.1, 0.0),
-}  # fmt: skip
+    "neutral": (0.01, 0.0, 0.0),
+    "happy": (0.06, 0.03, 0.02),
+    "sad": (-0.064, 0.05, 0.0),
+    "surprised": (0.01, 0.085, 0.07),
+    "angry": (-0.027, -0.06, -0.02),
+}
+"""What `mien` reads of each, medians over many faces; the brows are read less surely than the mouth."""
+_SPREAD = (0.014, 0.04, 0.08)
 
 
 def emotion(frames: Frames, portrait: Portrait) -> str:
     """Which of `EMOTIONS` the face shows: the nearest in mouth corners and brows."""
     read = mien(frames, portrait)
-    return min(EMOTIONS, key=lambda name: float(np.square(read - _MIENS[name]).sum()))
+    return min(EMOTIONS, key=lambda name: float(np.square((read - _MIENS[name]) / _SPREAD).sum()))

@@ -16,7 +16,7 @@ _MIENS: dict[str, dict[str, float]] = {
     "happy": {"smile": 0.9, "brow": 0.25, "wide": -0.1},
     "sad": {"smile": -1.0, "frown": -0.9, "brow": 0.1, "gaze_y": 0.25},
     "surprised": {"brow": 1.0, "wide": 1.0},
-    "angry": {"smile": -0.25, "frown": 1.0, "brow": -0.35, "wide": -1.0},
+    "angry": {"smile": -0.4, "frown": 1.0, "brow": -0.35, "wide": -1.0},
 }
 _WORDS = {
     "emotion": {
