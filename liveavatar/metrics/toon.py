@@ -1,8 +1,8 @@
 """What a drawn face does, read from the picture alone: mouth, eyes, head, colours (see `training.toon`).
 
-Everything here works on frames uint8 [t, H, W, 3] of a toon in its usual framing (its portrait's), whoever drew them: the
-renderer, a decoder, a model. The mouth is found by its colours, which no other part of a toon has (much more red than
-green, and more blue than green). Lengths are in face units (`face_unit`).
+Everything here works on frames uint8 [t, H, W, 3] of a toon in its usual framing (its portrait's), whoever drew them:
+the renderer, a decoder, a model. The mouth is found by its colours, which no other part of a toon has (much more red
+than green, and more blue than green). Lengths are in face units (`face_unit`).
 """
 
 from __future__ import annotations
@@ -109,10 +109,10 @@ def _lip_levels(pixels: np.ndarray, lips: np.ndarray) -> tuple[float, float]:
 
 
 def _gap(profile: np.ndarray, lip_red: float, lip_green: float) -> tuple[float, float]:
-    """Height of what is between the lips, and the row where the upper lip begins, in pixels, down the middle of the mouth.
+    """Height of what is between the lips, and the row where the upper lip begins, in pixels.
 
-    Each row is a mixture of lip, inside and teeth (a blurred one too): least squares tells their shares, which add up
-    to 1.
+    Each row of the profile down the middle of the mouth is a mixture of lip, inside
+    and teeth (a blurred one too): least squares tells their shares, which add up to 1.
     """
     mask = _lipness(profile, 0.0, 0.06)
     marked = np.flatnonzero(mask > 0.5)
@@ -140,33 +140,33 @@ def smile(frames: Frames) -> Curve:
     return mouth(frames).corners
 
 
-def eye_white(frames: Frames) -> Curve:
-    """Area of the whites of both eyes, in square face units: falls to about 0 in a blink."""
-    unit, _, _ = _scale(frames)
-    rows, columns = _window(frames, -0.68, -0.32, 0.68, 0.32)
-    palest = torch.from_numpy(frames[:, rows, columns].min(-1).astype(np.float32) / 255)
-    palest = torch.nn.functional.avg_pool2d(palest[:, None], 3, 1, 1, count_include_pad=False)[:, 0].numpy()
-    skin, white = float(np.median(palest)), float(np.quantile(palest, 0.995))
-    if white - skin < 0.08:
-        return np.zeros(len(frames))
-    low = skin + 0.55 * (white - skin)
-    return ((palest - low) / (white - low)).clip(0, 1).sum((1, 2)) / unit**2
-
-
 def eye_openness(frames: Frames) -> Curve:
-    """The whites of the eyes against what the clip shows when they are open: about 1 open, 0 shut."""
-    area = eye_white(frames)
-    widest = float(np.quantile(area, 0.8)) if len(area) else 0.0
-    return area / widest if widest > 1e-4 else np.zeros_like(area)
+    """How much of both eyes is seen, against when they are open in this clip: about 1 open, below 0.5 shut.
+
+    The mean difference in colour from the skin around each eye: whites and pupils differ much from any skin, and of a
+    shut eye only the lashes do.
+    """
+    unit, _, _ = _scale(frames)
+    steady = frames.astype(np.float32).transpose(3, 0, 1, 2) / 255
+    head = sway(frames) * unit
+    steady = torch.stack([_moved(torch.from_numpy(channel)[:, None], head)[:, 0] for channel in steady]).numpy()
+    seen = np.zeros(len(frames))
+    for middle in (-0.37, 0.37):
+        rows, columns = _window(frames, middle - 0.17, -0.11, middle + 0.17, 0.17)
+        around, _ = _window(frames, 0, 0.19, 0, 0.25)
+        skin = np.median(steady[:, :, around, columns], axis=(2, 3))
+        seen += np.abs(steady[:, :, rows, columns] - skin[:, :, None, None]).mean((0, 2, 3))
+    widest = float(np.quantile(seen, 0.8)) if len(seen) else 0.0
+    return seen / widest if widest > 1e-3 else np.zeros_like(seen)
 
 
 def blinks(frames: Frames) -> int:
-    """How often the eyes shut: below 0.4 of their openness after having been above 0.7."""
+    """How often the eyes shut: openness below 0.58 after having been above 0.78."""
     count, ready = 0, False
     for value in eye_openness(frames):
-        if ready and value < 0.4:
+        if ready and value < 0.58:
             count, ready = count + 1, False
-        elif value > 0.7:
+        elif value > 0.78:
             ready = True
     return count
 
@@ -200,7 +200,7 @@ def risen(
     head: np.ndarray,
     reach: float,
 ) -> Curve:
-    """How far (up, in face units) the content of a box of a picture has moved in each frame, beyond its `head`'s `sway`.
+    """How far up, in face units, the content of a box has moved in each frame, beyond the `sway` of its `head`.
 
     The best correlation of all heights within `reach`.
     """
@@ -254,7 +254,7 @@ _SPOTS = {
 
 
 def identity_colours(frames: Frames) -> dict[str, Float[np.ndarray, " 3"]]:
-    """Colour (RGB, 0 to 255) of skin, hair, clothes and background: medians over spots of the usual framing and time."""
+    """Colour (RGB, 0 to 255) of skin, hair, clothes and background: medians over spots and time."""
     found = {}
     for name, spots in _SPOTS.items():
         patches = []
@@ -280,7 +280,7 @@ def _lab(colour: np.ndarray) -> np.ndarray:
 
 
 def flicker(frames: Frames) -> float:
-    """Mean of |frame − mean of its neighbours in time| over all pixels, 0 to 255: what shimmers, not what moves steadily."""
+    """Mean of |frame − mean of its two neighbours in time| over all pixels, 0 to 255: what shimmers."""
     if len(frames) < 3:
         return 0.0
     f = frames.astype(np.float32)

@@ -29,7 +29,7 @@ _MOUTHS: tuple[dict[str, float], ...] = (
 
 
 def contact_sheet(seed: int, faces: int = 8, size: int = 160) -> np.ndarray:
-    """A row per face [faces * size, 9 * size, 3]: mouth shapes, then miens (in each a different light), then a blink."""
+    """A row per face [faces * size, 10 * size, 3]: mouth shapes, miens (each in another light), a blink."""
     rows = []
     for number in range(faces):
         who = Identity.sample(seed + number)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFilter
@@ -11,7 +13,7 @@ from liveavatar.training.toon.identity import Colour
 _FINE = 2
 """Masks are drawn at this many times the resolution of the sheet and then averaged."""
 
-Points = np.ndarray | list[tuple[float, float]]
+Points = np.ndarray | Sequence[tuple[float, float]]
 
 
 def smooth(points: Points, closed: bool = True, steps: int = 10) -> Float[np.ndarray, "n 2"]:
@@ -68,7 +70,7 @@ class Sheet:
         """Coverage of the union of polygons, 0 to 1; `blur` in face units."""
         return self._drawn([(np.asarray(outline), None) for outline in outlines], blur)
 
-    def strokes(self, lines: list[Points], width: float, blur: float = 0.0) -> Float[np.ndarray, "h w"]:
+    def strokes(self, lines: Sequence[Points], width: float, blur: float = 0.0) -> Float[np.ndarray, "h w"]:
         """Coverage of lines of a width in face units."""
         return self._drawn([(np.asarray(line), width) for line in lines], blur)
 

@@ -81,7 +81,8 @@ def make_clip(
     """
     if split not in SPLITS or (sound is not None and sound not in SOUNDS):
         raise ValueError(
-            f"split={split!r}, sound={sound!r}: a split is one of {', '.join(SPLITS)}, a sound one of {', '.join(SOUNDS)}."
+            f"split={split!r}, sound={sound!r}: a split is one of {', '.join(SPLITS)}, "
+            f"a sound one of {', '.join(SOUNDS)}."
         )
     frames = round(seconds * FPS)
     if frames < 1:

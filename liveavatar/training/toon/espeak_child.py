@@ -1,5 +1,6 @@
-"""Runs in a process of its own, with the standard library alone: espeak-ng carries state from one utterance to the next,
-so only a fresh process says the same thing the same way twice.
+"""Speaks, in a process of its own with the standard library alone.
+
+espeak-ng carries state from one utterance to the next: only a fresh process says the same thing the same way twice.
 
 Standard input: JSON, a list of {text, voice, rate, pitch, range}. Standard output: one line of JSON, a list of
 {rate, samples, phonemes: [[sample, IPA], ...]} or {error}, then all samples as 16-bit integers.

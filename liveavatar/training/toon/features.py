@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from liveavatar.training.toon.head import BROW_Y, EYE_Y, MOUTH_Y
 from liveavatar.training.toon.identity import INNER_MOUTH, TEETH, TONGUE, Colour, Identity, mix, scaled
-from liveavatar.training.toon.parts import BROW_Y, EYE_Y, MOUTH_Y
 
 APERTURE = 0.32
 """Height of the widest open mouth, in face units: the same for every face, so that openings compare."""

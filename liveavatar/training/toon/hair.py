@@ -64,7 +64,7 @@ def _draw_back(who: Identity, sheet: Sheet, rng: np.random.Generator) -> None:
     sheet.over(mask, dark)
     light, deep = _falling(who, rng)
     if style in ("afro", "curly"):
-        curls = [ellipse(*rng.uniform((-1.1, -1.4), (1.1, 0.4)), 0.09, 0.08) for _ in range(90)]
+        curls = [ellipse(x, y, 0.09, 0.08) for x, y in rng.uniform((-1.1, -1.4), (1.1, 0.4), (90, 2))]
         sheet.tint(sheet.strokes(curls[:45], 0.03, 0.012), mix(who.hair, (1, 1, 1), 0.08), 0.5)
         sheet.darken(sheet.strokes(curls[45:], 0.03, 0.012), (0.8, 0.8, 0.8), 0.6)
     else:
@@ -81,7 +81,12 @@ def _wavy(points: list[tuple[float, float]], rng: np.random.Generator) -> list[t
 
 
 def _bumps(outline: np.ndarray, size: float, rng: np.random.Generator) -> list[np.ndarray]:
-    return [ellipse(x, y, *(size * rng.uniform(0.75, 1.2, 2))) for x, y in outline[::2] if y < 0.45]
+    return [_tuft(x, y, size, rng) for x, y in outline[::2] if y < 0.45]
+
+
+def _tuft(x: float, y: float, size: float, rng: np.random.Generator) -> np.ndarray:
+    wide, high = size * rng.uniform(0.78, 1.22, 2)
+    return ellipse(x, y, wide, high)
 
 
 def _falling(who: Identity, rng: np.random.Generator) -> tuple[list, list]:
@@ -187,15 +192,15 @@ def _draw_front(who: Identity, sheet: Sheet, rng: np.random.Generator) -> None:
     outlines = [np.concatenate([crown, line]) * flip]
     if style in ("afro", "curly"):
         size = 0.1 if style == "afro" else 0.125
-        outlines += [ellipse(x, y, *(size * rng.uniform(0.8, 1.2, 2))) for x, y in line[6:-6:5]]
-        outlines += [ellipse(x, y, *(size * rng.uniform(0.8, 1.3, 2))) for x, y in crown[::6]]
+        outlines += [_tuft(x, y, size, rng) for x, y in line[6:-6:5]]
+        outlines += [_tuft(x, y, size, rng) for x, y in crown[::6]]
     mask = sheet.shape(*outlines)
     base = who.hair if style != "buzz" else mix(who.hair, who.skin, 0.35)
     if style == "buzz":
         mask = sheet.blurred(mask, 0.02)
     sheet.over(mask, base, 0.8 if style == "buzz" else 1.0)
     if style in ("afro", "curly"):
-        curls = [ellipse(*rng.uniform((-1.1, -1.4), (1.1, 0.2)), 0.085, 0.075) for _ in range(90)]
+        curls = [ellipse(x, y, 0.085, 0.075) for x, y in rng.uniform((-1.1, -1.4), (1.1, 0.2), (90, 2))]
         light, deep, strength = curls[:45], curls[45:], 0.5
     else:
         light, deep = _flow(

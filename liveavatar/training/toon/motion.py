@@ -83,7 +83,7 @@ def slow_noise(rng: np.random.Generator, frames: int, period: float, fps: int = 
     t = np.arange(frames) / fps
     waves = period * np.array([1.0, 1.63, 2.71, 4.3])
     phases, gains = rng.uniform(0, 2 * np.pi, 4), np.array([0.45, 0.7, 0.8, 0.7])
-    return (gains @ np.sin(2 * np.pi * t / waves[:, None] + phases[:, None])).astype(np.float32) / 1.0
+    return (gains @ np.sin(2 * np.pi * t / waves[:, None] + phases[:, None])).astype(np.float32)
 
 
 def blinks(rng: np.random.Generator, frames: int, fps: int = FPS) -> Curve:
@@ -121,13 +121,13 @@ def idle(seed: int, frames: int, sway: float = 1.0) -> Motion:
     streams = rng.spawn(8)
     blink = blinks(streams[0], frames)
     gaze_x, gaze_y = gazes(streams[1], frames)
-    x, y, roll, turn, nod, brow = (
-        slow_noise(stream, frames, p) for stream, p in zip(streams[2:], (2.6, 3.1, 2.9, 2.3, 2.1, 2.0), strict=True)
-    )
-    return Motion.neutral(
-        frames, blink=blink, gaze_x=gaze_x, gaze_y=gaze_y, x=0.035 * sway * x, y=0.018 * sway * y, roll=0.028 * sway * roll,
-        turn=0.3 * sway * turn, nod=0.2 * sway * nod, brow=0.1 * brow,
-    )  # fmt: skip
+    periods = {"x": 2.6, "y": 3.1, "roll": 2.9, "turn": 2.3, "nod": 2.1, "brow": 2.0}
+    gains = {"x": 0.035, "y": 0.018, "roll": 0.028, "turn": 0.3, "nod": 0.2}
+    waves = {
+        name: slow_noise(stream, frames, period) * (gains[name] * sway if name in gains else 0.1)
+        for stream, (name, period) in zip(streams[2:], periods.items(), strict=True)
+    }
+    return Motion.neutral(frames, blink=blink, gaze_x=gaze_x, gaze_y=gaze_y, **waves)
 
 
 def random_motion(seed: int, frames: int) -> Motion:

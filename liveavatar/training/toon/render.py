@@ -13,9 +13,10 @@ from torch.nn.functional import grid_sample
 
 from liveavatar.metrics.toon import face_unit
 from liveavatar.training.toon import features
+from liveavatar.training.toon.head import BROW_Y, EYE_Y, MOUTH_Y, NOSE_Y
 from liveavatar.training.toon.identity import Identity
 from liveavatar.training.toon.motion import Motion
-from liveavatar.training.toon.parts import BROW_Y, EYE_Y, MOUTH_Y, NOSE_Y, Layer, draw_parts
+from liveavatar.training.toon.parts import Layer, draw_parts
 
 CHUNK = 12
 """Frames drawn at once: few enough to stay in the processor's cache."""

@@ -9,6 +9,7 @@ p, b and m the lips meet. Nothing looks further ahead than 0.3 s. Silence leaves
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float
@@ -108,7 +109,7 @@ def band_levels(pcm: np.ndarray, hops: int) -> Float[np.ndarray, "bands hops"]:
     pieces = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[::hop][:hops]
     power = np.abs(np.fft.rfft(pieces * np.hanning(_WINDOW), _FFT)) ** 2 / (_WINDOW * _FFT * 0.375 / 2)
     place = np.searchsorted(np.fft.rfftfreq(_FFT, 1 / SPEECH_RATE), _EDGES)
-    bands = [power[:, a:b].sum(1) for a, b in zip(place[:-1], place[1:], strict=True)]
+    bands = [power[:, a:b].sum(1) for a, b in pairwise(place)]
     return np.stack([np.sum(bands, axis=0), *bands])
 
 

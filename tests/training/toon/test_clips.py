@@ -89,7 +89,7 @@ def test_a_recording_needs_no_espeak(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bad_wishes_are_refused() -> None:
-    with pytest.raises(ValueError, match="seconds=0.01 is not one frame"):
+    with pytest.raises(ValueError, match=r"seconds=0\.01 is not one frame"):
         make_clip(0, 0.01)
     with pytest.raises(ValueError, match="split='exam'"):
         make_clip(0, 1, split="exam")
