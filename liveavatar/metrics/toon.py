@@ -104,7 +104,7 @@ def _lip_levels(pixels: np.ndarray, lips: np.ndarray) -> tuple[float, float]:
     strong = pixels[lips > 0.8]
     if not len(strong):
         return 0.75, 0.35
-    bright = strong[strong[:, 0] > np.quantile(strong[:, 0], 0.6)]
+    bright = strong[strong[:, 0] > np.quantile(strong[:, 0], 0.75)]
     return float(np.median(bright[:, 0])), float(np.median(bright[:, 1]))
 
 

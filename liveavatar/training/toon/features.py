@@ -139,10 +139,10 @@ def draw_mouth(who: Identity, patch: Patch, shape: Shape) -> None:
     inner = patch.band(c["upper"], c["lower"])
     patch.over(inner, INNER_MOUTH)
     gap, dome = c["gap"], _dome(s, 0.5)
-    raised = c["lower"] - gap * (0.3 + 0.35 * shape("tongue")) * _dome(s / 0.8, 0.6)
+    raised = c["lower"] - gap * (0.2 + 0.35 * shape("tongue")) * _dome(s / 0.8, 0.6)
     patch.over(inner * patch.band(raised, torch.maximum(c["lower"], raised)), TONGUE)
     patch.over(inner * patch.soft(0, c["lower"] - 0.3 * gap, 0.02, 0.09), scaled(TONGUE, 0.8), 0.5)
-    shown = (0.16 + 0.75 * shape("teeth")) * (1 - 0.75 * rounding)
+    shown = (0.16 + 0.42 * shape("teeth")) * (1 - 0.75 * rounding)
     teeth = torch.minimum(gap * shown, 0.045 + 0.045 * shape("teeth")) * dome
     patch.over(inner * patch.band(c["upper"], c["upper"] + teeth) * (s.abs() < 0.93), TEETH)
     seam = 0.5 * (c["upper"] + c["lower"])
