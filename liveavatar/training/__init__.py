@@ -1,1 +1,1 @@
-"""Training: the loop, its losses and data, and the stages that it runs."""
+"""The trainer of small models and of adapters, and the procedural data that the embedded model learned from."""
