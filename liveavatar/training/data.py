@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,17 +17,27 @@ from torch import Tensor
 from liveavatar.training.progress import progress
 from liveavatar.training.saving import save_array
 
+if TYPE_CHECKING:
+    from liveavatar.training.toon import Identity, Motion
+
 HELD_OUT = 1_000_000
 """Seeds of the procedural corpus from here on are never trained on."""
 
 
 @dataclass(frozen=True)
 class Talk:
-    """A person who speaks: frames at 25 a second, mono sound at 16 kHz, a prompt; in step with one another."""
+    """A person who speaks: frames at 25 a second, mono sound at 16 kHz, a prompt; in step with one another.
+
+    `portrait` is the picture that a user would give of that person. `mouth` is as in `Look`; `curves` holds numbers
+    that say how the mouth moves (opening, width, rounding). Both are None where the source does not know.
+    """
 
     frames: UInt8[np.ndarray, "t H W 3"]
     sound: Float[np.ndarray, " samples"]
     prompt: str
+    portrait: UInt8[np.ndarray, "H W 3"]
+    mouth: Float[np.ndarray, "t 4"] | None = None
+    curves: Float[np.ndarray, "t k"] | None = None
 
 
 @dataclass(frozen=True)
@@ -170,18 +180,28 @@ class ToonSource:
         return f"toon {self.seconds}"
 
     def look(self, number: int, frames: int, size: tuple[int, int]) -> Look:
-        from liveavatar.training.toon import Identity, landmarks, random_motion, render
+        from liveavatar.training.toon import Identity, random_motion, render
 
         who, motion = Identity.sample(number), random_motion(number, frames)
-        places = landmarks(who, motion, size)
-        height, width = size
-        corners = np.stack([places[name] for name in ("mouth_left", "mouth_right", "mouth_top", "mouth_bottom")])
-        low, high = corners.min(0) - 0.12 * places["unit_px"][:, None], corners.max(0) + 0.12 * places["unit_px"][:, None]
-        mouth = np.concatenate((low, high), axis=1) / [width, height, width, height]
-        return Look(render(who, motion, size), mouth.clip(0, 1).astype(np.float32))
+        return Look(render(who, motion, size), mouth_boxes(who, motion, size))
 
     def talk(self, number: int, size: tuple[int, int]) -> Talk:
-        from liveavatar.training.toon import make_clip, render
+        from liveavatar.training.toon import make_clip, render, render_still
 
         clip = make_clip(number, self.seconds)
-        return Talk(render(clip.identity, clip.motion, size), clip.audio, clip.prompt)
+        motion = clip.motion
+        curves = np.stack([motion.opening, motion.width, motion.rounding], axis=1)
+        boxes = mouth_boxes(clip.identity, motion, size)
+        portrait = render_still(clip.identity, size)
+        return Talk(render(clip.identity, motion, size), clip.audio, clip.prompt, portrait, boxes, curves)
+
+
+def mouth_boxes(who: Identity, motion: Motion, size: tuple[int, int]) -> Float[np.ndarray, "t 4"]:
+    """Left, top, right and bottom of the mouth with some room around it, in shares of the picture."""
+    from liveavatar.training.toon import landmarks
+
+    places = landmarks(who, motion, size)
+    corners = np.stack([places[name] for name in ("mouth_left", "mouth_right", "mouth_top", "mouth_bottom")])
+    room = 0.12 * places["unit_px"][:, None]
+    boxes = np.concatenate((corners.min(0) - room, corners.max(0) + room), axis=1)
+    return (boxes / [size[1], size[0], size[1], size[0]]).clip(0, 1).astype(np.float32)

@@ -103,8 +103,8 @@ class AdaIn(VoiceUnit):
 
     def forward(self, state: CellState) -> CellState:
         assert state.tone is not None
-        actors, frames, _ = state.tone.shape
-        x = state.hidden.unflatten(1, (frames, -1)).flatten(0, 1).repeat(actors, 1, 1)
+        voices, frames, _ = state.tone.shape
+        x = state.hidden.unflatten(1, (frames, -1)).flatten(0, 1).repeat(voices // state.hidden.shape[0], 1, 1)
         state.query = self.norm(x, state.tone.flatten(0, 1).to(x.dtype))
         return state
 
@@ -125,7 +125,8 @@ class Injector(VoiceUnit):
         masks = state.cell.masks
         if masks is not None:
             heard = heard * masks.flatten(2).unsqueeze(-1).to(heard.dtype)
-        heard = heard.sum(0) if heard.shape[0] > 1 or masks is not None else heard[0]
-        state.x = x + heard.flatten(0, 1).unsqueeze(0)
+        if x.shape[0] == 1:  # else a batch: a voice for each picture
+            heard = heard.sum(0, keepdim=True) if heard.shape[0] > 1 or masks is not None else heard
+        state.x = x + heard.flatten(1, 2)
         state.query = None
         return state
