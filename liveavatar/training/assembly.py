@@ -12,16 +12,28 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from liveavatar.assemble import build_parts
 from liveavatar.config import make
-from liveavatar.settings import make_fabric, thread_count
+from liveavatar.intake import Parts
+from liveavatar.models.vae.codec import WanCodec
+from liveavatar.sampling.conditioning import RolloutSettings
+from liveavatar.sampling.scheduler import EulerSampler
+from liveavatar.settings import make_fabric, storage_type, thread_count
 from liveavatar.tracking import make_run_directory, stamp, start_log, write_metrics
 from liveavatar.training.autoencoder import initialise
 from liveavatar.training.data import Pictures, Source
+from liveavatar.training.dit_stage import DitTask, initialise_dit
+from liveavatar.training.draws import DitSettings
+from liveavatar.training.latents import LatentStore
 from liveavatar.training.loop import LoopSettings, Task, Trainer
+from liveavatar.training.lora_stage import Adapters, LoraTask, average_gradients
 from liveavatar.training.vae_stage import VaeSettings, VaeTask
 from liveavatar.training.weights import load_exported
 
 log = logging.getLogger(__name__)
+
+STEPS = 20_000
+"""Optimiser steps of the stages that name none."""
 
 STAGES = ("vae", "latents", "dit", "lora")
 
@@ -36,6 +48,7 @@ class Setting:
     size: tuple[int, int]
     cache: Path
     device: torch.device
+    strategy: Any
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
@@ -57,10 +70,14 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     directory = make_run_directory(cfg.output.dir) if strategy.is_output_rank else None
     start_log(directory)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    setting = Setting(cfg, loop, source, (int(cfg.size[0]), int(cfg.size[1])), Path(cfg.output.cache), strategy.device)
+    setting = Setting(cfg, loop, source, (int(cfg.size[0]), int(cfg.size[1])), Path(cfg.output.cache), strategy.device, strategy)
+    if cfg.stage == "latents":
+        return encode_clips(setting)
     task = build_task(setting)
     tracker = make_tracker(cfg, directory, plain)
     trainer = Trainer(task, loop, int(cfg.seed), plain, directory, strategy.device, fabric.global_rank, tracker)
+    ranks = fabric.world_size
+    trainer.share = lambda parameters: average_gradients(parameters, fabric.all_reduce, ranks)
     if directory is not None:
         OmegaConf.save(cfg, directory / "config.yaml", resolve=True)
     try:
@@ -76,7 +93,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
 def build_task(setting: Setting) -> Task:
     """The task of the configured stage."""
-    return {"vae": vae_task}[setting.cfg.stage](setting)
+    return {"vae": vae_task, "dit": dit_task, "lora": lora_task}[setting.cfg.stage](setting)
 
 
 def vae_task(setting: Setting) -> Task:
@@ -93,6 +110,74 @@ def vae_task(setting: Setting) -> Task:
     for pictures in (held_out, kept):
         pictures.prepare()
     return VaeTask(codec, settings, kept, held_out, setting.device, setting.loop.compile)
+
+
+def encode_clips(setting: Setting) -> dict[str, Any]:
+    """Stage `latents`: encode the clips of the data with the VAE of `dit.vae`, and nothing else."""
+    settings = make(setting.cfg.dit, "dit")
+    stores = latent_stores(setting, exported_codec(setting, settings))
+    made = sum(store.prepare() for store in stores)
+    log.info("%d clips encoded, %d in all in %s", made, sum(len(s.numbers) for s in stores), stores[0].folder)
+    return {"latents/made": made}
+
+
+def latent_stores(setting: Setting, codec: WanCodec) -> tuple[LatentStore, LatentStore]:
+    """The clips to train on and those to validate with."""
+    source, given = setting.source, (setting.size, codec, setting.cache, setting.device)
+    return LatentStore(source, source.kept, *given), LatentStore(source, source.held_out, *given)
+
+
+def exported_codec(setting: Setting, settings: DitSettings) -> WanCodec:
+    """The VAE that stage `vae` exported, frozen."""
+    if settings.vae is None:
+        raise ValueError(
+            "dit.vae is not set: name the export/ folder of a finished stage=vae, as in dit.vae=runs/vae/export"
+        )
+    codec = make(setting.cfg.model.vae, "model.vae")
+    load_exported(codec, Path(settings.vae).expanduser() / "vae.safetensors")
+    return codec.to(setting.device).eval().requires_grad_(False)
+
+
+def dit_task(setting: Setting) -> Task:
+    """DiT, text and speech encoder from fresh start values, or from exported ones."""
+    cfg, settings = setting.cfg, make(setting.cfg.dit, "dit")
+    codec = exported_codec(setting, settings)
+    stores = latent_stores(setting, codec)
+    for store in stores:
+        store.prepare()
+    torch.manual_seed(int(cfg.seed))  # the encoders are started by their own library
+    models = {name: make(cfg.model[name], f"model.{name}") for name in ("dit", "text", "speech")}
+    initialise_dit(models["dit"], int(cfg.seed))
+    if setting.loop.init:
+        for name, module in models.items():
+            load_exported(module, Path(setting.loop.init).expanduser() / f"{name}.safetensors")
+    for module in models.values():
+        module.to(setting.device)
+    tokenizer = make(cfg.model.tokenizer, "model.tokenizer")
+    parts = Parts(models["dit"], models["text"], tokenizer, models["speech"], codec, cfg.model.size_multiple)
+    return DitTask(parts, *conditions(cfg, settings), stores, setting.device, STEPS)
+
+
+def conditions(cfg: DictConfig, settings: DitSettings) -> tuple[DitSettings, EulerSampler, RolloutSettings, Any]:
+    """What a clip is conditioned on, as inference would."""
+    rollout = make(cfg.rollout, "rollout")
+    if rollout.mode != "streaming":
+        raise ValueError("rollout=clipwise cannot be trained: its motion is the decoded clip; write rollout=streaming")
+    return settings, make(cfg.sampler, "sampler"), rollout, make(cfg.speech, "speech")
+
+
+def lora_task(setting: Setting) -> Task:
+    """Adapters of the models that `weights` names; those rest as the strategy places them."""
+    cfg, settings, lora = setting.cfg, make(setting.cfg.dit, "dit"), make(setting.cfg.lora, "lora")
+    given = conditions(cfg, settings)
+    source = make(cfg.weights, "weights")
+    dtypes = storage_type(cfg, "dit"), storage_type(cfg, "encoders")
+    parts = build_parts(cfg, source, setting.strategy, given[1], *dtypes)
+    stores = latent_stores(setting, parts.codec)
+    for store in stores:
+        store.prepare()
+    adapters = Adapters(parts.dit, lora, int(cfg.seed), setting.device)
+    return LoraTask(adapters, parts, *given, stores, setting.device, STEPS, checkpointing=lora.checkpointing)
 
 
 def make_tracker(cfg: DictConfig, directory: Path | None, plain: dict[str, Any]) -> Any:

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,7 +150,7 @@ def _step_of(line: str) -> int | None:
 class Trainer:
     """Runs a task to its end. `directory` None writes nothing: that is every rank but one.
 
-    `clip` replaces the clipping of gradients where parameters are sharded.
+    `share` gives every rank the mean of all ranks' gradients; `rank` tells the batches of ranks apart.
 
     Raises FloatingPointError when the loss is no number: with the step, the batch's seed and the last good checkpoint.
     """
@@ -163,6 +163,7 @@ class Trainer:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     rank: int = 0
     tracker: Any = None
+    share: Callable[[list[nn.Parameter]], None] = lambda parameters: None
 
     def __post_init__(self) -> None:
         self.steps = self.settings.steps or self.task.steps
@@ -235,7 +236,8 @@ class Trainer:
             self._check(value, "loss", draw)
             (loss / settings.accumulate).backward()
             total += value / settings.accumulate
-        norm = float(_full(nn.utils.clip_grad_norm_(self.parameters, settings.clip)))
+        self.share(self.parameters)
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, settings.clip))
         self._check(norm, "gradient", Draw(self.seed, self.step, 0, self.rank))
         self.optimiser.step()
         self._average()
@@ -311,8 +313,3 @@ class _Swapped(AbstractContextManager[None]):
     def __exit__(self, *ended: object) -> None:
         self._swap()
 
-
-def _full(value: Tensor) -> Tensor:
-    """A norm as one number, wherever its parts lie."""
-    gather = getattr(value, "full_tensor", None)
-    return gather() if gather is not None else value
