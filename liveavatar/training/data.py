@@ -175,6 +175,9 @@ class ToonSource:
         self.kept, self.seconds = range(identities), seconds
         self.held_out = range(HELD_OUT, HELD_OUT + held_out)
 
+    SPLIT = "validation"
+    """Faces, voices and languages of the clips held out."""
+
     @property
     def token(self) -> str:
         return f"toon {self.seconds}"
@@ -188,7 +191,7 @@ class ToonSource:
     def talk(self, number: int, size: tuple[int, int]) -> Talk:
         from liveavatar.training.toon import make_clip, render, render_still
 
-        clip = make_clip(number, self.seconds)
+        clip = make_clip(number, self.seconds, split="train" if number < HELD_OUT else self.SPLIT)
         motion = clip.motion
         curves = np.stack([motion.opening, motion.width, motion.rounding], axis=1)
         boxes = mouth_boxes(clip.identity, motion, size)
