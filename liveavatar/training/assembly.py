@@ -70,7 +70,9 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     directory = make_run_directory(cfg.output.dir) if strategy.is_output_rank else None
     start_log(directory)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    setting = Setting(cfg, loop, source, (int(cfg.size[0]), int(cfg.size[1])), Path(cfg.output.cache), strategy.device, strategy)
+    setting = Setting(
+        cfg, loop, source, (int(cfg.size[0]), int(cfg.size[1])), Path(cfg.output.cache), strategy.device, strategy
+    )
     if cfg.stage == "latents":
         return encode_clips(setting)
     task = build_task(setting)

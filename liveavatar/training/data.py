@@ -102,7 +102,9 @@ class Pictures:
         starts = range(0, len(self.numbers), self.SHARD)
         self._shards = [self._shard(start) for start in progress(starts, "rendering pictures")]
 
-    def batch(self, rng: np.random.Generator, count: int, frames: int, size: tuple[int, int], mouth: float) -> PictureBatch:
+    def batch(
+        self, rng: np.random.Generator, count: int, frames: int, size: tuple[int, int], mouth: float
+    ) -> PictureBatch:
         """`count` random runs of `frames` frames, half of them mirrored, scaled down where `size` is smaller.
 
         The mouth's pixels count 1 + `mouth` times.

@@ -87,7 +87,9 @@ class DitTask:
     ) -> tuple[Tensor, dict[str, float]]:
         """Flow matching on one passage of some clips, and, where the speech encoder learns, what it heard."""
         given, n = self.settings, len(passage.sigmas)
-        clean = self._stack([self._cut(clip.latents, start, n) for clip, start in zip(clips, passage.starts, strict=True)])
+        clean = self._stack(
+            [self._cut(clip.latents, start, n) for clip, start in zip(clips, passage.starts, strict=True)]
+        )
         mouth = self._stack([self._mask(clip, start, n) for clip, start in zip(clips, passage.starts, strict=True)])
         seen = clean + passage.corruption * self._noise(clean, generator)
         noise = self._noise(clean, generator)

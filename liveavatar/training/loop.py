@@ -167,9 +167,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.steps = self.settings.steps or self.task.steps
-        self.parameters = [
-            p for module in self.task.modules.values() for p in module.parameters() if p.requires_grad
-        ]
+        self.parameters = [p for module in self.task.modules.values() for p in module.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(
             self.parameters,
             lr=self.settings.lr,
@@ -312,4 +310,3 @@ class _Swapped(AbstractContextManager[None]):
 
     def __exit__(self, *ended: object) -> None:
         self._swap()
-

@@ -9,7 +9,7 @@ from torch import Tensor
 Video = Float[Tensor, "b 3 t H W"]
 
 
-def charbonnier(error: Float[Tensor, "..."], eps: float) -> Float[Tensor, "..."]:
+def charbonnier(error: Float[Tensor, ...], eps: float) -> Float[Tensor, ...]:
     """A smooth |error|: quadratic below `eps`, so that small errors are not chased for ever."""
     return (error.square() + eps * eps).sqrt() - eps
 
@@ -27,7 +27,7 @@ def edges(made: Video, wanted: Video, weight: Float[Tensor, "b 1 t H W"], eps: f
     return ((left * charbonnier(across, eps)).mean() + (top * charbonnier(down, eps)).mean()) / weight.mean()
 
 
-def kl(mean: Float[Tensor, "..."], log_variance: Float[Tensor, "..."]) -> Float[Tensor, ""]:
+def kl(mean: Float[Tensor, ...], log_variance: Float[Tensor, ...]) -> Float[Tensor, ""]:
     """Divergence of the posterior from a standard normal, in nats per latent value."""
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
 
@@ -39,7 +39,7 @@ def psnr(made: Video, wanted: Video) -> Float[Tensor, " b"]:
 
 
 def velocity_error(
-    made: Float[Tensor, "..."], wanted: Float[Tensor, "..."], weight: Float[Tensor, "..."] | float = 1.0
+    made: Float[Tensor, ...], wanted: Float[Tensor, ...], weight: Float[Tensor, ...] | float = 1.0
 ) -> Float[Tensor, ""]:
     """Mean squared error of flow matching's velocity, in float32."""
     return (weight * (made.float() - wanted.float()).square()).mean()

@@ -106,5 +106,3 @@ def _write(path: Path, video: Tensor, clip: Encoded) -> None:
     writer = Mp4Writer(path, frames.shape[2], frames.shape[1], FPS, SPEECH_RATE)
     writer.write(frames, np.pad(sound, (0, length - len(sound))))
     writer.close()
-
-
