@@ -67,8 +67,9 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         logging.getLogger(library).setLevel(logging.WARNING)
     fabric.launch()
     torch.set_num_threads(threads)
-    directory = make_run_directory(cfg.output.dir) if strategy.is_output_rank else None
-    start_log(directory)
+    directory = Path(make_run_directory(cfg.output.dir)) if fabric.is_global_zero else None
+    directory = fabric.broadcast(directory)
+    start_log(directory if fabric.is_global_zero else None)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     setting = Setting(
         cfg, loop, source, (int(cfg.size[0]), int(cfg.size[1])), Path(cfg.output.cache), strategy.device, strategy
@@ -76,11 +77,12 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if cfg.stage == "latents":
         return encode_clips(setting)
     task = build_task(setting)
-    tracker = make_tracker(cfg, directory, plain)
+    tracker = make_tracker(cfg, directory if fabric.is_global_zero else None, plain)
     trainer = Trainer(task, loop, int(cfg.seed), plain, directory, strategy.device, fabric.global_rank, tracker)
     ranks = fabric.world_size
+    trainer.agree = fabric.broadcast
     trainer.share = lambda parameters: average_gradients(parameters, fabric.all_reduce, ranks)
-    if directory is not None:
+    if fabric.is_global_zero:
         OmegaConf.save(cfg, directory / "config.yaml", resolve=True)
     try:
         figures = trainer.run()
@@ -88,7 +90,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         if tracker is not None:
             tracker.finish()
     metrics = stamp(str(strategy.device), threads, fabric.world_size) | {"step": trainer.step} | figures
-    if directory is not None:
+    if fabric.is_global_zero:
         write_metrics(directory, metrics)
     return metrics
 

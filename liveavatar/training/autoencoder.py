@@ -164,7 +164,16 @@ def _conv(conv: nn.Conv3d, x: Tensor) -> Tensor:
     rows, taps = conv.kernel_size[1] // 2, conv.kernel_size[0]
     if x.shape[2] == 1:
         return F.conv2d(x[:, :, 0], conv.weight[:, :, -1], conv.bias, padding=rows).unsqueeze(2)
-    return F.conv3d(F.pad(x, (0, 0, 0, 0, taps - 1, 0)), conv.weight, conv.bias, padding=(0, rows, rows))
+    past = F.pad(x, (0, 0, 0, 0, taps - 1, 0))
+    return _joined([past[:, :, k : k + x.shape[2]] for k in range(taps)], conv, rows)
+
+
+def _joined(taps: list[Tensor], conv: nn.Conv3d, rows: int = 0) -> Tensor:
+    """A 3-D convolution as a 2-D one over its temporal taps side by side: on a CPU several times as fast."""
+    kernel = conv.weight.transpose(1, 2).flatten(1, 2)
+    pictures = torch.cat(taps, dim=1).transpose(1, 2)
+    made = F.conv2d(pictures.flatten(0, 1), kernel, conv.bias, padding=rows)
+    return made.unflatten(0, pictures.shape[:2]).transpose(1, 2)
 
 
 def _norm(norm: nn.Module, x: Tensor) -> Tensor:
@@ -195,14 +204,14 @@ def _head(half: nn.Module, x: Tensor) -> Tensor:
 def _resample(part: nn.Module, x: Tensor) -> Tensor:
     if part.mode == "upsample3d" and x.shape[2] > 1:
         first, rest = x[:, :, :1], x[:, :, 1:]
-        doubled = F.conv3d(F.pad(rest, (0, 0, 0, 0, 2, 0)), part.time_conv.weight, part.time_conv.bias)
+        doubled = _conv(part.time_conv, rest)
         b, c, t, h, w = rest.shape
         doubled = doubled.view(b, 2, c, t, h, w).permute(0, 2, 3, 1, 4, 5).reshape(b, c, 2 * t, h, w)
         x = torch.cat((first, doubled), dim=2)
     frames = x.shape[2]
     x = part.resample(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (-1, frames)).transpose(1, 2)
     if part.mode == "downsample3d" and frames > 1:
-        halved = F.conv3d(x, part.time_conv.weight, part.time_conv.bias, stride=(2, 1, 1))
+        halved = _joined([x[:, :, k : k + frames - 2 : 2] for k in range(3)], part.time_conv)
         x = torch.cat((x[:, :, :1], halved), dim=2)
     return x
 

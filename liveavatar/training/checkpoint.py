@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 FREE = ("output", "fabric", "logger", "hydra")
 """Nodes that a resumed run may change: where things go and how fast."""
 
+VAE_ALONE = ("stage", "seed", "size", "data", "train", "vae", "model.vae")
+"""Nodes that stage vae reads; the other stages read all but `vae`."""
+
 FREE_TRAIN = ("save_every", "save_minutes", "stop_minutes", "validate_every", "log_every", "resume", "init", "compile")
 
 
@@ -89,7 +92,7 @@ class Checkpoints:
         """
         assert self.last is not None
         content = torch.load(self.last, map_location=device, weights_only=True)
-        differences = compare(content["config"], self.config)
+        differences = compare(fixed_part(content["config"]), self.config)
         if differences:
             listed = "\n".join(f"  {line}" for line in differences)
             raise ValueError(
@@ -126,8 +129,13 @@ def fixed_part(config: Mapping[str, Any]) -> dict[str, Any]:
             flat[path] = list(node) if isinstance(node, (list, tuple)) else node
 
     walk(config, "")
-    free = (*FREE, *(f"train.{key}" for key in FREE_TRAIN))
-    return {key: value for key, value in flat.items() if not any(key == f or key.startswith(f"{f}.") for f in free)}
+    free = (*FREE, *(f"train.{key}" for key in FREE_TRAIN), *(() if flat.get("stage") == "vae" else ("vae",)))
+    kept = {key: value for key, value in flat.items() if not _below(key, free)}
+    return {key: value for key, value in kept.items() if flat.get("stage") != "vae" or _below(key, VAE_ALONE)}
+
+
+def _below(key: str, nodes: tuple[str, ...]) -> bool:
+    return any(key == node or key.startswith(f"{node}.") for node in nodes)
 
 
 def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -62,8 +62,8 @@ class DitTask:
         for module in self.modules.values():
             module.requires_grad_(True)
         if "speech" in self.trains:
-            layers, _ = parts.speech.model.config.num_hidden_layers + 1, None
-            self.listener = nn.Linear(layers * parts.speech.model.config.hidden_size, CURVES, device=device)
+            heard = parts.speech.model.config
+            self.listener = nn.Linear((heard.num_hidden_layers + 1) * heard.hidden_size, CURVES, device=device)
             self.modules = {**self.modules, "listener": self.listener}
         serve_clips(parts.dit, checkpointing)
         self._clip = lru_cache(maxsize=1024)(self.kept.load)
@@ -87,10 +87,9 @@ class DitTask:
     ) -> tuple[Tensor, dict[str, float]]:
         """Flow matching on one passage of some clips, and, where the speech encoder learns, what it heard."""
         given, n = self.settings, len(passage.sigmas)
-        clean = self._stack(
-            [self._cut(clip.latents, start, n) for clip, start in zip(clips, passage.starts, strict=True)]
-        )
-        mouth = self._stack([self._mask(clip, start, n) for clip, start in zip(clips, passage.starts, strict=True)])
+        cuts = [slice(start * BLOCK_LATENTS, (start + n) * BLOCK_LATENTS) for start in passage.starts]
+        clean = self._stack([clip.latents[:, cut] for clip, cut in zip(clips, cuts, strict=True)])
+        mouth = self._stack([clip.mouth[cut] for clip, cut in zip(clips, cuts, strict=True)])
         seen = clean + passage.corruption * self._noise(clean, generator)
         noise = self._noise(clean, generator)
         text = self._words([clip.prompt if rng.random() >= given.drop_text else "" for clip in clips])
@@ -153,13 +152,6 @@ class DitTask:
 
     def _stack(self, tensors: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(tensors)).to(self.device)
-
-    @staticmethod
-    def _cut(latents: Tensor, start: int, blocks: int) -> Tensor:
-        return latents[:, start * BLOCK_LATENTS : (start + blocks) * BLOCK_LATENTS]
-
-    def _mask(self, clip: Encoded, start: int, blocks: int) -> Tensor:
-        return clip.mouth[start * BLOCK_LATENTS : (start + blocks) * BLOCK_LATENTS]
 
     def _noise(self, like: Tensor, generator: torch.Generator) -> Tensor:
         return torch.randn(like.shape, generator=generator).to(self.device)

@@ -64,7 +64,7 @@ class Passage:
     """The place of a batch in its streams.
 
     first: number of the first block. starts: block of each clip that stands there. sigmas: noise level of each block.
-    distances: of the reference, per block. refresh: number of the block from which on the first latent is the reference.
+    distances: of the reference, per block. refresh: from which block on the first latent is the reference.
     """
 
     first: int

@@ -148,9 +148,11 @@ def _step_of(line: str) -> int | None:
 
 @dataclass
 class Trainer:
-    """Runs a task to its end. `directory` None writes nothing: that is every rank but one.
+    """Runs a task to its end. `directory` None writes nothing.
 
-    `share` gives every rank the mean of all ranks' gradients; `rank` tells the batches of ranks apart.
+    Of several ranks the one with number 0 writes, and all read the checkpoint that they resume from.
+    `share` gives every rank the mean of all ranks' gradients, `agree` the wish of rank 0; `rank` tells the batches of
+    ranks apart.
 
     Raises FloatingPointError when the loss is no number: with the step, the batch's seed and the last good checkpoint.
     """
@@ -164,6 +166,7 @@ class Trainer:
     rank: int = 0
     tracker: Any = None
     share: Callable[[list[nn.Parameter]], None] = lambda parameters: None
+    agree: Callable[[bool], bool] = lambda wish: wish
 
     def __post_init__(self) -> None:
         self.steps = self.settings.steps or self.task.steps
@@ -176,15 +179,16 @@ class Trainer:
         )
         self.average = [p.detach().clone() for p in self.parameters] if self.settings.ema else None
         self.checkpoints = Checkpoints(self.directory, self.config)
-        self.step, self.best = 0, ""
+        self.shown = self.directory if self.rank == 0 else None
+        self.step = 0
 
     def run(self) -> dict[str, float]:
         """Train from where the last checkpoint stands, validate, export; returns the last figures."""
         self._resume()
-        self.journal = Journal(self.directory / "log.jsonl" if self.directory else None, self.step, self.tracker)
+        self.journal = Journal(self.shown / "log.jsonl" if self.shown else None, self.step, self.tracker)
         began = saved = time.monotonic()
         figures: dict[str, float] = {}
-        with Bar("training", self.steps, quiet=self.directory is None) as shown:
+        with Bar("training", self.steps, quiet=self.shown is None) as shown:
             shown(self.step, "")
             while self.step < self.steps:
                 figures = self._advance()
@@ -195,7 +199,7 @@ class Trainer:
                 if self._due(self.settings.save_every) or now - saved > 60 * self.settings.save_minutes:
                     self._save()
                     saved = now
-                if self.settings.stop_minutes and now - began > 60 * self.settings.stop_minutes:
+                if self.settings.stop_minutes and self.agree(now - began > 60 * self.settings.stop_minutes):
                     break
         self._save(final=True)
         if self.step < self.steps:
@@ -207,8 +211,8 @@ class Trainer:
 
     def export(self) -> None:
         """The averaged weights as safetensors, in `export/` of the run directory."""
-        if self.directory is not None:
-            folder = self.directory / "export"
+        if self.shown is not None:
+            folder = self.shown / "export"
             folder.mkdir(exist_ok=True)
             with self.averaged():
                 written = self.task.export(folder)
@@ -273,8 +277,8 @@ class Trainer:
 
     def _validate(self) -> dict[str, float]:
         folder = None
-        if self.directory is not None:
-            folder = self.directory / "validation"
+        if self.shown is not None:
+            folder = self.shown / "validation"
             folder.mkdir(exist_ok=True)
         with self.averaged(), torch.no_grad():
             found = {f"validation/{key}": value for key, value in self.task.validate(self.step, folder).items()}
@@ -283,6 +287,8 @@ class Trainer:
         return found
 
     def _save(self, final: bool = False) -> None:
+        if self.shown is None:
+            return
         state = State(self.step, self.task.modules, self.optimiser, self.average)
         self.checkpoints.save(state, final)
 

@@ -86,7 +86,8 @@ class Embed(Unit):
             state.x, timestep = self._noisy_tokens(inputs), inputs.timestep
             state.voice, state.tone = self.audio_encoder(inputs.audio, inputs.latents.shape[2])
         time, projected = self.embed_time(torch.tensor([timestep], dtype=torch.float32, device=state.x.device))
-        state.time, state.modulation = time.unsqueeze(0), projected.unsqueeze(0)
+        batch = state.x.shape[0]
+        state.time, state.modulation = time.expand(batch, 1, -1), projected.expand(batch, 1, -1, -1)
         missing = self.text_len - inputs.text.shape[1]
         state.text = self.text_embedding(F.pad(inputs.text.to(store), (0, 0, 0, missing)))
         return state
