@@ -28,7 +28,7 @@ from liveavatar.training.latents import LatentStore
 from liveavatar.training.loop import LoopSettings, Task, Trainer
 from liveavatar.training.lora_stage import Adapters, LoraTask, average_gradients
 from liveavatar.training.vae_stage import VaeSettings, VaeTask
-from liveavatar.training.weights import load_exported
+from liveavatar.training.weights import load_exported, load_initial
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def vae_task(setting: Setting) -> Task:
     codec = make(cfg.model.vae, "model.vae")
     initialise(codec, int(cfg.seed))
     if setting.loop.init:
-        load_exported(codec, Path(setting.loop.init) / "vae.safetensors")
+        load_initial({"vae": codec}, Path(setting.loop.init).expanduser())
     source, frames = setting.source, settings.picture_frames
     kept = Pictures(source, source.kept, frames, setting.size, setting.cache)
     held_out = Pictures(source, source.held_out, frames, setting.size, setting.cache)
@@ -153,8 +153,7 @@ def dit_task(setting: Setting) -> Task:
     models = {name: make(cfg.model[name], f"model.{name}") for name in ("dit", "text", "speech")}
     initialise_dit(models["dit"], int(cfg.seed))
     if setting.loop.init:
-        for name, module in models.items():
-            load_exported(module, Path(setting.loop.init).expanduser() / f"{name}.safetensors")
+        load_initial(models, Path(setting.loop.init).expanduser())
     for module in models.values():
         module.to(setting.device)
     tokenizer = make(cfg.model.tokenizer, "model.tokenizer")

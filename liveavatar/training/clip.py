@@ -50,12 +50,15 @@ class ClipBlock:
     sink: int = 0
 
 
-@dataclass
 class Memory:
-    """Keys and values of one layer, while the cells of a pass are served by it."""
+    """Keys and values of one layer, while the cells of a pass are served by it.
 
-    sinks: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    blocks: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    No dataclass: FSDP2 takes those apart in search of tensors, and would give each cell a memory of its own.
+    """
+
+    def __init__(self) -> None:
+        self.sinks: dict[int, tuple[Tensor, Tensor]] = {}
+        self.blocks: dict[int, tuple[Tensor, Tensor]] = {}
 
     def clear(self) -> None:
         self.sinks.clear()
