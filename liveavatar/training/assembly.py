@@ -67,8 +67,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         logging.getLogger(library).setLevel(logging.WARNING)
     fabric.launch()
     torch.set_num_threads(threads)
-    directory = Path(make_run_directory(cfg.output.dir)) if fabric.is_global_zero else None
-    directory = fabric.broadcast(directory)
+    made = make_run_directory(cfg.output.dir) if fabric.is_global_zero else None
+    directory: Path = fabric.broadcast(made)  # type: ignore[assignment] - that of rank 0, everywhere
     start_log(directory if fabric.is_global_zero else None)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     setting = Setting(
@@ -191,7 +191,7 @@ def make_tracker(cfg: DictConfig, directory: Path | None, plain: dict[str, Any])
     if mode not in ("offline", "online"):
         raise ValueError(f"logger.wandb={mode!r} is unknown; write offline, online or null")
     try:
-        import wandb
+        import wandb  # type: ignore[import-not-found] - an extra
     except ImportError as error:
         raise ValueError(
             "logger.wandb is set, but wandb is not installed: pip install 'liveavatar[train]', or logger.wandb=null"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,7 @@ class Autoencoder(nn.Module):
 
     def posterior(self, video: Video) -> tuple[Latents, Latents]:
         """Mean and log-variance of the latents, not normalised. A clip has 1 + 4k frames."""
-        vae = self.codec.vae
+        vae: Any = self.codec.vae
         x = _conv(vae.encoder.conv_in, video)
         for part in vae.encoder.down_blocks:
             x = _resample(part, x) if hasattr(part, "resample") else _residual(part, x)
@@ -44,7 +45,7 @@ class Autoencoder(nn.Module):
 
     def render(self, latents: Latents) -> Video:
         """Frames of latents as `posterior` gives them, not clamped."""
-        vae = self.codec.vae
+        vae: Any = self.codec.vae
         x = _middle(vae.decoder.mid_block, _conv(vae.decoder.conv_in, _conv(vae.post_quant_conv, latents)))
         for block in vae.decoder.up_blocks:
             for part in block.resnets:
@@ -79,12 +80,13 @@ def initialise(codec: WanCodec, seed: int) -> None:
         elif hasattr(part, "gamma"):
             part.gamma.fill_(1.0)
     z = codec.z_dim
-    for conv in (codec.vae.quant_conv, codec.vae.post_quant_conv):
+    vae: Any = codec.vae
+    for conv in (vae.quant_conv, vae.post_quant_conv):
         conv.weight.zero_()
         conv.weight[:, :, 0, 0, 0].copy_(torch.eye(conv.out_channels))
         conv.bias.zero_()
-    codec.vae.quant_conv.weight[z:] *= 0.1
-    codec.vae.quant_conv.bias[z:] = QUIET
+    vae.quant_conv.weight[z:] *= 0.1
+    vae.quant_conv.bias[z:] = QUIET
 
 
 def _start(name: str, conv: nn.Conv2d | nn.Conv3d, generator: torch.Generator) -> None:
@@ -131,7 +133,8 @@ def fold_statistics(codec: WanCodec, mean: Float[Tensor, " z"], std: Float[Tenso
     `mean` and `std` are those of the latents before normalisation. The change goes into the 1x1x1 convolutions on both
     sides of the latents, so that the published statistics stay in place and no configuration is needed.
     """
-    vae, z = codec.vae, codec.z_dim
+    vae: Any = codec.vae
+    z = codec.z_dim
     target_mean, target_std = torch.tensor(codec.latents_mean), torch.tensor(codec.latents_std)
     scale = target_std / std
     vae.quant_conv.weight[:z] *= scale.view(-1, 1, 1, 1, 1)
@@ -176,20 +179,20 @@ def _joined(taps: list[Tensor], conv: nn.Conv3d, rows: int = 0) -> Tensor:
     return made.unflatten(0, pictures.shape[:2]).transpose(1, 2)
 
 
-def _norm(norm: nn.Module, x: Tensor) -> Tensor:
+def _norm(norm: Any, x: Tensor) -> Tensor:
     gamma, scale = norm.gamma, norm.scale
     assert isinstance(gamma, Tensor)
     inverse = x.square().sum(1, keepdim=True).clamp_min(1e-12).rsqrt() * scale
     return x * inverse * gamma.view(1, -1, *[1] * (x.dim() - 2))
 
 
-def _residual(block: nn.Module, x: Tensor) -> Tensor:
+def _residual(block: Any, x: Tensor) -> Tensor:
     shortcut = x if isinstance(block.conv_shortcut, nn.Identity) else _conv(block.conv_shortcut, x)
     x = _conv(block.conv1, F.silu(_norm(block.norm1, x)))
     return shortcut + _conv(block.conv2, F.silu(_norm(block.norm2, x)))
 
 
-def _middle(block: nn.Module, x: Tensor) -> Tensor:
+def _middle(block: Any, x: Tensor) -> Tensor:
     first, *rest = block.resnets
     x = _residual(first, x)
     for attention, residual in zip(block.attentions, rest, strict=True):
@@ -197,11 +200,11 @@ def _middle(block: nn.Module, x: Tensor) -> Tensor:
     return x
 
 
-def _head(half: nn.Module, x: Tensor) -> Tensor:
+def _head(half: Any, x: Tensor) -> Tensor:
     return _conv(half.conv_out, F.silu(_norm(half.norm_out, x)))
 
 
-def _resample(part: nn.Module, x: Tensor) -> Tensor:
+def _resample(part: Any, x: Tensor) -> Tensor:
     if part.mode == "upsample3d" and x.shape[2] > 1:
         first, rest = x[:, :, :1], x[:, :, 1:]
         doubled = _conv(part.time_conv, rest)

@@ -39,7 +39,7 @@ class LoopSettings:
     compile: let PyTorch fuse the stage's forward; pays after a minute.
     save_every, validate_every, log_every: steps; 0 never (the end is always saved and validated).
     save_minutes: save at the latest after so many minutes.
-    stop_minutes: stop after so many minutes, saved and ready to be resumed; null runs to the end.
+    stop_minutes: stop after so many minutes, saved, exported and ready to be resumed; null runs to the end.
     resume: go on from the checkpoint in output.dir, if there is one.
     init: a folder of exported weights to start from, null to start fresh.
 
@@ -174,7 +174,7 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(
             self.parameters,
             lr=self.settings.lr,
-            betas=tuple(self.settings.betas),
+            betas=(self.settings.betas[0], self.settings.betas[1]),
             weight_decay=self.settings.weight_decay,
         )
         self.average = [p.detach().clone() for p in self.parameters] if self.settings.ema else None
@@ -202,12 +202,11 @@ class Trainer:
                 if self.settings.stop_minutes and self.agree(now - began > 60 * self.settings.stop_minutes):
                     break
         self._save(final=True)
+        self.export()
         if self.step < self.steps:
             log.info(f"stopped at step {self.step} of {self.steps} as asked; the same command goes on from here")
             return figures
-        figures |= self._validate()
-        self.export()
-        return figures
+        return figures | self._validate()
 
     def export(self) -> None:
         """The averaged weights as safetensors, in `export/` of the run directory."""

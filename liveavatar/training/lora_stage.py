@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -89,7 +89,7 @@ class LoraTask(DitTask):
     def __init__(self, adapters: Adapters, *given: Any, **named: Any) -> None:
         super().__init__(*given, trains=(), **named)
         self.adapters = adapters
-        self.modules = {"lora": adapters}
+        self.modules: Mapping[str, nn.Module] = {"lora": adapters}
 
     def export(self, folder: Path) -> list[Path]:
         """`lora.safetensors`, in the published format."""
