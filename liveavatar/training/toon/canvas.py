@@ -1,4 +1,4 @@
-"""Paper and brushes for the parts of a picture that do not change: smooth masks of curves, shaded, laid over one another."""
+"""Paper and brushes for what does not change in a picture: smooth masks of curves, shaded, laid over one another."""
 
 from __future__ import annotations
 
@@ -80,22 +80,22 @@ class Sheet:
         return _blurred(mask, blur * self.scale)
 
     def over(self, mask: np.ndarray, colour: Colour | np.ndarray, opacity: float = 1.0) -> None:
-        """Lay a colour (or a picture [h, w, 3]) over the sheet where the mask is."""
-        alpha = (mask * opacity)[..., None].astype(np.float32)
-        self.pixels[..., :3] = self.pixels[..., :3] * (1 - alpha) + np.asarray(colour, np.float32) * alpha
-        self.pixels[..., 3:] = self.pixels[..., 3:] * (1 - alpha) + alpha
+        """Lay a colour over the sheet where the mask is."""
+        place = _extent(mask)
+        pixels, alpha = self.pixels[place], (mask[place] * opacity)[..., None].astype(np.float32)
+        pixels += alpha * (np.array([*colour, 1.0], np.float32) - pixels)
 
     def tint(self, mask: np.ndarray, colour: Colour | np.ndarray, opacity: float = 1.0) -> None:
         """Like `over`, only on what is already painted."""
-        alpha = (mask * opacity)[..., None].astype(np.float32)
-        wanted = np.asarray(colour, np.float32) * self.pixels[..., 3:]
-        self.pixels[..., :3] += (wanted - self.pixels[..., :3]) * alpha
+        place = _extent(mask)
+        pixels, alpha = self.pixels[place], (mask[place] * opacity)[..., None].astype(np.float32)
+        pixels[..., :3] += alpha * (np.asarray(colour, np.float32) * pixels[..., 3:] - pixels[..., :3])
 
     def darken(self, mask: np.ndarray, gain: Colour, opacity: float = 1.0) -> None:
-        """Multiply what is painted by a colour where the mask is: a shadow (or a light, above 1)."""
-        alpha = (mask * opacity)[..., None].astype(np.float32)
-        self.pixels[..., :3] *= 1 + (np.asarray(gain, np.float32) - 1) * alpha
-        np.minimum(self.pixels[..., :3], self.pixels[..., 3:], out=self.pixels[..., :3])
+        """Multiply what is painted by a colour below 1 where the mask is: a shadow."""
+        place = _extent(mask)
+        alpha = (mask[place].clip(0, 1) * opacity)[..., None].astype(np.float32)
+        self.pixels[place][..., :3] *= 1 + (np.asarray(gain, np.float32) - 1) * alpha
 
     @property
     def alpha(self) -> Float[np.ndarray, "h w"]:
@@ -120,3 +120,12 @@ def _blurred(mask: np.ndarray, radius: float) -> Float[np.ndarray, "h w"]:
         return mask
     image = Image.fromarray((mask * 255).clip(0, 255).astype(np.uint8))
     return np.asarray(image.filter(ImageFilter.GaussianBlur(radius)), np.float32) / 255
+
+
+def _extent(mask: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns that the mask touches: most masks are small."""
+    seen = mask > 0.002
+    rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
+    if not len(rows):
+        return slice(0, 0), slice(0, 0)
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)

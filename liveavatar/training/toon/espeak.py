@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from liveavatar.types import SPEECH_RATE
 
+_ALIASES = {"en-gb": "en", "fr-fr": "fr"}  # as `espeak-ng --voices` lists them: as the library knows them
 _CHILD = Path(__file__).with_name("espeak_child.py")
 
 
@@ -74,7 +75,7 @@ def speak(lines: Sequence[Line]) -> list[Spoken]:
             "apt-get install espeak-ng; Fedora: dnf install espeak-ng; macOS: brew install espeak-ng), or give a "
             "recorded voice: --audio file.wav, in Python make_clip(seed, seconds, audio=samples)."
         )
-    wanted = json.dumps([vars(line) for line in lines])
+    wanted = json.dumps([vars(line) | {"voice": _known(line.voice)} for line in lines])
     done = subprocess.run(
         [sys.executable, "-I", "-S", str(_CHILD), name], input=wanted.encode(), capture_output=True, check=False
     )
@@ -89,6 +90,11 @@ def speak(lines: Sequence[Line]) -> list[Spoken]:
         at += told["samples"]
         spoken.append(_heard(pcm, told["rate"], told["phonemes"]))
     return spoken
+
+
+def _known(voice: str) -> str:
+    language, plus, variant = voice.partition("+")
+    return _ALIASES.get(language.lower(), language) + plus + variant
 
 
 def _heard(pcm: np.ndarray, rate: int, told: list) -> Spoken:

@@ -14,6 +14,9 @@ from liveavatar.training.toon.parts import BROW_Y, EYE_Y, MOUTH_Y
 APERTURE = 0.32
 """Height of the widest open mouth, in face units: the same for every face, so that openings compare."""
 
+REST_SMILE = 0.42
+"""A face at rest looks a little friendly."""
+
 UPPER_SHARE = 0.22
 """Share of the aperture above the line at which the lips meet."""
 
@@ -56,10 +59,10 @@ def draw_eyes(who: Identity, patch: Patch, side: int, shape: Shape) -> None:
     x, w = patch.x - side * who.eye_gap, who.eye_width
     s, out = x / w, (x / w) * side
     wide, blink = shape("wide"), shape("blink").clamp(0, 1)
-    height = who.eye_height * (1 + 0.22 * wide)
+    height = who.eye_height * (1 + 0.3 * wide)
     slant = EYE_Y - who.eye_tilt * out
     opened = slant - height * _dome(s, 0.58) * (1 + 0.06 * out)
-    lower = slant + (0.78 + 0.1 * wide.clamp(max=0)) * who.eye_height * _dome(s, 0.7)
+    lower = slant + (0.78 + 0.22 * wide.clamp(max=0)) * who.eye_height * _dome(s, 0.7)
     shut = slant + 0.62 * who.eye_height * _dome(s, 0.7)
     upper = opened + (shut - opened) * blink
     lower = torch.maximum(lower - (lower - shut) * blink, upper)
@@ -96,8 +99,8 @@ def draw_brow(who: Identity, patch: Patch, side: int, shape: Shape) -> None:
     frown = shape("frown")
     out = (patch.x * side - who.eye_gap - 0.015 + 0.03 * frown.clamp(min=0)) / 0.25
     inner = (0.5 - 0.5 * out).clamp(0, 1)
-    y = BROW_Y - 0.12 * shape("brow") - who.brow_arch * (1 - (out - 0.25) ** 2)
-    y = y + frown * (0.13 * inner - 0.045) * torch.where(frown > 0, 1.0, 1.15)
+    y = BROW_Y - 0.12 * shape("brow") - who.brow_arch * (1 - (out - 0.2) ** 2)
+    y = y - 0.05 * inner + frown * (0.13 * inner - 0.045) * torch.where(frown > 0, 1.0, 1.15)
     half = who.brow_weight * 0.5 * (1.05 - 0.6 * (out * 0.5 + 0.5).clamp(0, 1) ** 1.6) * _dome(out, 0.25)
     patch.over(patch.band(y - half, y + half), scaled(mix(who.hair, (0.2, 0.14, 0.1), 0.35), 0.8), 0.95)
 
@@ -106,7 +109,8 @@ def mouth_curves(who: Identity, s: Tensor, shape: Shape) -> dict[str, Tensor]:
     """The four edges of the lips over s (-1 to 1 between the corners), and half the mouth's width, in face units."""
     opening, rounding, smile = shape("opening").clamp(0, 1), shape("rounding").clamp(0, 1), shape("smile")
     half = who.mouth_width * (1 + 0.17 * shape("width") - 0.36 * rounding + 0.13 * smile.clamp(min=0))
-    corner = MOUTH_Y + 0.02 * smile - 0.105 * smile * s * s
+    bend = smile + REST_SMILE
+    corner = MOUTH_Y + 0.025 * bend - 0.105 * bend * s * s
     dome = _dome(s, 0.72 - 0.22 * rounding)
     gap = APERTURE * opening
     upper, lower = corner - UPPER_SHARE * gap * dome, corner + (1 - UPPER_SHARE) * gap * dome
@@ -114,7 +118,7 @@ def mouth_curves(who: Identity, s: Tensor, shape: Shape) -> dict[str, Tensor]:
     bow = 1 - 0.2 * torch.exp(-((s / 0.16) ** 2))
     rim = _dome(s / 1.1, 0.5)
     return {
-        "half": half, "upper": upper, "lower": lower, "top": upper - 0.78 * weight * bow * rim,
+        "half": half, "upper": upper, "lower": lower, "top": upper - 0.88 * weight * bow * rim,
         "bottom": lower + 1.0 * weight * rim, "gap": gap, "weight": weight, "corner": corner,
     }  # fmt: skip
 
@@ -124,7 +128,7 @@ def draw_mouth(who: Identity, patch: Patch, shape: Shape) -> None:
     half = mouth_curves(who, patch.x * 0, shape)["half"]
     s = patch.x / half
     c = mouth_curves(who, s, shape)
-    lit = (0.42 + 0.2 * sum(who.lip)) * 0.5
+    lit = 0.21 + 0.1 * sum(who.lip)
     patch.over(patch.soft(0, c["bottom"] + 0.035, half * 0.6, 0.03), scaled(who.skin, 0.72, 0.58, 0.54), 0.45)
     for side in (-1, 1):  # dimples where the lips end
         patch.over(patch.soft(side * half * 1.08, c["corner"], 0.03, 0.03), scaled(who.skin, 0.62, 0.46, 0.42), 0.6)
@@ -143,4 +147,4 @@ def draw_mouth(who: Identity, patch: Patch, shape: Shape) -> None:
     patch.over(inner * patch.band(c["upper"], c["upper"] + teeth) * (s.abs() < 0.93), TEETH)
     seam = 0.5 * (c["upper"] + c["lower"])
     closed = (1 - opening * 14).clamp(min=0) * (s.abs() < 1)
-    patch.over(patch.band(seam - 0.009, seam + 0.009) * closed, scaled(who.lip, 0.62), 0.85)
+    patch.over(patch.band(seam - 0.009, seam + 0.009) * closed, scaled(who.lip, 0.7), 0.8)

@@ -21,7 +21,7 @@ def draw_hair(who: Identity, back: Sheet, front: Sheet) -> None:
 
 
 def _top(who: Identity) -> float:
-    return {"buzz": 0.06, "bun": 0.08, "ponytail": 0.09, "crop": 0.13, "quiff": 0.17}.get(who.hair_style, 0.15) + (
+    return {"buzz": 0.06, "bun": 0.08, "ponytail": 0.09, "crop": 0.11, "quiff": 0.17}.get(who.hair_style, 0.15) + (
         0.07 * who.hair_volume if who.hair_style not in _CLOSE else 0
     )
 
@@ -99,11 +99,11 @@ def _hairline(who: Identity) -> list[tuple[float, float]]:
     if style == "fringe":
         return [
             (-w + 0.03, 0.12),
-            (-w + 0.1, -0.22),
-            (-0.4, -0.33),
-            (0, -0.36),
-            (0.4, -0.33),
-            (w - 0.1, -0.22),
+            (-w + 0.1, -0.3),
+            (-0.4, -0.42),
+            (0, -0.45),
+            (0.4, -0.42),
+            (w - 0.1, -0.3),
             (w - 0.03, 0.12),
         ]
     if style in ("bob", "long", "wavy"):
@@ -171,8 +171,8 @@ def _crown(who: Identity) -> list[tuple[float, float]]:
     out = 0.03 if style in _CLOSE else 0.07 + 0.05 * who.hair_volume
     if style == "quiff":
         return [
-            (w + 0.02, -0.02), (w + 0.07, -0.45), (0.82, -0.9), (0.55, -1.22 - rise), (0.1, -1.3 - rise * 0.8),
-            (-0.4, -1.12 - rise * 0.5), (-0.74, -0.82), (-w - 0.06, -0.45), (-w - 0.02, -0.02),
+            (w + 0.02, -0.02), (w + 0.07, -0.45), (0.82, -0.9), (0.55, -1.12 - rise * 0.8), (0.1, -1.16 - rise * 0.7),
+            (-0.4, -1.05 - rise * 0.5), (-0.74, -0.82), (-w - 0.06, -0.45), (-w - 0.02, -0.02),
         ]  # fmt: skip
     low = {"bob": 0.7, "long": 1.15, "wavy": 1.1, "fringe": 0.2}.get(style, 0.02)
     wide = [(w + 0.1, low * 0.98), (w + out + 0.03, low * 0.4)] if low > 0.1 else [(w + 0.02, low)]

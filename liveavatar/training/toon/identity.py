@@ -29,12 +29,12 @@ _HAIRS = (
     "#2a211d", "#3a2a20", "#54382a", "#6f4a2f", "#8f6237", "#b5833f", "#d9b05f", "#ecd48f", "#a4512a", "#c2682f",
     "#8d8a86", "#c9c5bd",
 )  # fmt: skip
-_DYED = ("#2f6f8f", "#2f8f7a", "#3f5fae")
+_DYED = ("#3b6f86", "#3f8276", "#4a6396")
 _EYES = ("#5b3a1e", "#7a4f25", "#8a6a2c", "#4f7a3a", "#3d8a6a", "#3b7fb5", "#5a93c8", "#6d8494", "#3a2a20")
-_LIPS = ((0.83, 0.42, 0.49), (0.79, 0.33, 0.42), (0.74, 0.29, 0.39), (0.85, 0.46, 0.53))
-_LIPS_DEEP = ((0.66, 0.25, 0.34), (0.60, 0.22, 0.31), (0.70, 0.28, 0.38))
-INNER_MOUTH: Colour = (0.36, 0.03, 0.15)
-TONGUE: Colour = (0.87, 0.36, 0.47)
+_LIPS = ((0.82, 0.36, 0.49), (0.78, 0.31, 0.44), (0.75, 0.29, 0.43), (0.84, 0.40, 0.53))
+_LIPS_DEEP = ((0.70, 0.28, 0.40), (0.66, 0.25, 0.37), (0.73, 0.31, 0.43))
+INNER_MOUTH: Colour = (0.34, 0.02, 0.15)
+TONGUE: Colour = (0.62, 0.13, 0.29)
 TEETH: Colour = (1.0, 0.985, 0.96)
 
 
@@ -130,7 +130,7 @@ def _head(rng: np.random.Generator, grown: float) -> dict:
     tone = int(rng.integers(len(_SKINS)))
     skin = scaled(rgb(_SKINS[tone]), *(1 + rng.uniform(-0.02, 0.02, 3)))
     dark = tone / (len(_SKINS) - 1)
-    if rng.random() < 0.06:
+    if rng.random() < 0.04:
         hair = rgb(_pick(rng, _DYED))
     else:  # the darker the skin, the likelier dark hair
         hair = rgb(_HAIRS[int(rng.integers(4))] if rng.random() < dark * 1.1 else _pick(rng, _HAIRS))
@@ -147,7 +147,7 @@ def _head(rng: np.random.Generator, grown: float) -> dict:
         "iris": rgb(_EYES[int(rng.integers(3))] if rng.random() < dark else _pick(rng, _EYES)),
         "eye_gap": float(rng.uniform(0.35, 0.39)),
         "eye_width": 0.205 * eye,
-        "eye_height": float(rng.uniform(0.15, 0.18)) * eye - 0.012 * man,
+        "eye_height": float(rng.uniform(0.138, 0.162)) * eye - 0.008 * man,
         "eye_tilt": float(rng.uniform(-0.02, 0.035)),
         "brow_weight": float(rng.uniform(0.045, 0.06) + 0.022 * grown),
         "brow_arch": float(rng.uniform(0.04, 0.085) - 0.025 * grown),
@@ -166,11 +166,11 @@ def _head(rng: np.random.Generator, grown: float) -> dict:
 
 def _outfit(rng: np.random.Generator, grown: float) -> dict:
     # hues 25 to 255 degrees: from orange over green to blue; the mouth alone is crimson
-    hue = float(rng.uniform(25, 250))
+    hue = float(rng.uniform(25, 235))
     cloth = _pick(
         rng,
         (
-            hsv(rng.uniform(25, 250), rng.uniform(0.35, 0.65), rng.uniform(0.5, 0.9)),
+            hsv(rng.uniform(25, 235), rng.uniform(0.35, 0.6), rng.uniform(0.5, 0.85)),
             hsv(rng.uniform(200, 235), rng.uniform(0.4, 0.7), rng.uniform(0.28, 0.5)),
             hsv(rng.uniform(35, 55), rng.uniform(0.05, 0.15), rng.uniform(0.88, 0.97)),
             hsv(210, 0.1, rng.uniform(0.2, 0.4)),
@@ -178,7 +178,7 @@ def _outfit(rng: np.random.Generator, grown: float) -> dict:
         (5, 2, 2, 1.5),
     )
     second = hsv(hue + rng.choice([-35.0, 30.0]) * 0.6, rng.uniform(0.2, 0.5), rng.uniform(0.75, 0.98))
-    back = hsv(hue, rng.uniform(0.18, 0.45), rng.uniform(0.72, 0.95))
+    back = hsv(hue, rng.uniform(0.12, 0.34), rng.uniform(0.78, 0.96))
     return {
         "glasses": _pick(rng, GLASSES, (3.2, 1, 1)),
         "frame": _pick(rng, (rgb("#2b2b30"), rgb("#5a3d22"), rgb("#b08a3c"), rgb("#2c4a6e"))),
@@ -187,6 +187,6 @@ def _outfit(rng: np.random.Generator, grown: float) -> dict:
         "cloth2": second if min(second) < 0.9 else rgb("#f2efe6"),
         "backdrop": _pick(rng, BACKDROPS),
         "back": back,
-        "back2": hsv(hue + rng.uniform(-25, 25), rng.uniform(0.2, 0.5), rng.uniform(0.45, 0.8)),
+        "back2": hsv(hue + rng.uniform(-25, 15), rng.uniform(0.2, 0.42), rng.uniform(0.5, 0.82)),
         "light_side": float(rng.choice([-1.0, 1.0])),
     }

@@ -152,7 +152,8 @@ def random_motion(seed: int, frames: int) -> Motion:
     kernel = np.array([0.25, 0.5, 0.25])
     shapes = np.stack([np.convolve(np.pad(row, 1, "edge"), kernel, "valid") for row in shapes])
     mood = {name: float(rng.uniform(-1, 1)) * (rng.random() < 0.6) for name in ("brow", "frown", "smile", "wide")}
-    light = 1 + rng.uniform(-0.25, 0.2, 3) * (rng.random() < 0.3)
+    warmth, dimness = rng.uniform(-0.26, 0.22), rng.uniform(0, 0.34) * (rng.random() < 0.5)
+    light = 1 + (np.array([0.6, -0.1, -1.0]) * warmth - dimness) * (rng.random() < 0.35)
     rest = idle(seed, frames, sway=float(rng.uniform(0.5, 1.6)))
     return rest.with_(
         opening=opening, width=shapes[0], rounding=shapes[1], teeth=shapes[2], tongue=shapes[3],

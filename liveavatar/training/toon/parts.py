@@ -94,7 +94,7 @@ def _draw_backdrop(who: Identity, sheet: Sheet) -> None:
         sheet.over(stripe.astype(np.float32) ** 4, light, 0.22)
         sheet.over(sheet.soft(who.light_side, -0.9, 1.3, 1.3), light, 0.55)
     far = np.hypot(sheet.x / max(-sheet.left, 1.3), sheet.y / 1.6)
-    sheet.darken(np.clip(far - 0.75, 0, 1), (0.55, 0.55, 0.62), 0.6)
+    sheet.darken(np.clip(far - 0.75, 0, 1), (0.62, 0.62, 0.68), 0.6)
 
 
 def _draw_torso(who: Identity, sheet: Sheet) -> None:

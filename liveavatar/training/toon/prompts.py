@@ -7,27 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from liveavatar.metrics.toon_prompt import EMOTIONS, GESTURES, LIGHTS
 from liveavatar.training.toon.motion import Motion
 from liveavatar.types import FPS
 
-EMOTIONS = ("neutral", "happy", "sad", "surprised", "angry")
-LIGHTS = ("plain", "warm", "blue", "dim")
-GESTURES = ("calm", "still", "nodding", "shaking")
-
-LIGHT_GAINS: dict[str, tuple[float, float, float]] = {
-    "plain": (1.0, 1.0, 1.0),
-    "warm": (1.14, 0.96, 0.72),
-    "blue": (0.76, 0.94, 1.2),
-    "dim": (0.66, 0.66, 0.7),
-}
-"""What each light multiplies red, green and blue behind the figure by."""
-
 _MIENS: dict[str, dict[str, float]] = {
     "neutral": {},
-    "happy": {"smile": 0.85, "brow": 0.25, "wide": -0.2},
-    "sad": {"smile": -0.85, "frown": -0.85, "brow": 0.1, "wide": -0.15, "gaze_y": 0.25},
+    "happy": {"smile": 0.9, "brow": 0.25, "wide": -0.1},
+    "sad": {"smile": -1.0, "frown": -0.9, "brow": 0.1, "gaze_y": 0.25},
     "surprised": {"brow": 1.0, "wide": 1.0},
-    "angry": {"smile": -0.35, "frown": 0.95, "brow": -0.3, "wide": -0.85},
+    "angry": {"smile": -0.4, "frown": 1.0, "brow": -0.35, "wide": -1.0},
 }
 _WORDS = {
     "emotion": {
@@ -69,7 +58,7 @@ class Attributes:
     gesture: str = "calm"
 
     def __post_init__(self) -> None:
-        for name, choices in (("emotion", EMOTIONS), ("light", LIGHTS), ("gesture", GESTURES)):
+        for name, choices in (("emotion", EMOTIONS), ("light", tuple(LIGHTS)), ("gesture", GESTURES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not known. Choose among: {', '.join(choices)}.")
 
@@ -77,7 +66,7 @@ class Attributes:
     def sample(cls, rng: np.random.Generator) -> Attributes:
         return cls(
             str(rng.choice(EMOTIONS, p=(0.28, 0.18, 0.18, 0.18, 0.18))),
-            str(rng.choice(LIGHTS, p=(0.46, 0.18, 0.18, 0.18))),
+            str(rng.choice(tuple(LIGHTS), p=(0.46, 0.18, 0.18, 0.18))),
             str(rng.choice(GESTURES, p=(0.55, 0.15, 0.15, 0.15))),
         )
 
@@ -131,4 +120,4 @@ def act(motion: Motion, asked: Attributes, rng: np.random.Generator) -> Motion:
             curves |= {"nod": 0.5 * motion.nod + 0.95 * swing, "y": 0.5 * motion.y + 0.05 * swing}
         else:
             curves |= {"turn": 0.5 * motion.turn + 0.95 * swing, "x": 0.5 * motion.x + 0.05 * swing}
-    return motion.with_(light=np.array(LIGHT_GAINS[asked.light], np.float32), **curves)
+    return motion.with_(light=np.array(LIGHTS[asked.light], np.float32), **curves)

@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from liveavatar.metrics.toon import face_unit
 from liveavatar.training.toon import features
 from liveavatar.training.toon.identity import Identity
 from liveavatar.training.toon.motion import Motion
@@ -43,7 +44,7 @@ class Layout:
 
     @property
     def unit(self) -> float:
-        return min(0.335 * self.height, 0.365 * self.width)
+        return face_unit(self.height, self.width)
 
     @property
     def x(self) -> float:
@@ -124,7 +125,7 @@ class _Scene:
 
     def drawn(self) -> np.ndarray:
         backdrop = self.parts["backdrop"][0][:3, None]
-        self.canvas = (backdrop * self.light**0.45).clamp(0, 1).contiguous()
+        self.canvas = (backdrop * self.light**0.6).clamp(0, 1).contiguous()
         self._place("hair_back")
         self._place("torso")
         self._place("head")
@@ -143,7 +144,7 @@ class _Scene:
         features.draw_mouth(who, patch, self.curve)
         self._place("glasses")
         self._place("hair_front")
-        shown = (self.canvas * self.light**0.55 * 255 + 0.5).clamp(0, 255).to(torch.uint8)
+        shown = (self.canvas * self.light**0.4 * 255 + 0.5).clamp(0, 255).to(torch.uint8)
         return shown.permute(1, 2, 3, 0).contiguous().cpu().numpy()
 
     def _window(

@@ -83,7 +83,7 @@ def mouth(pcm: Float[np.ndarray, " samples"], frames: int, phonemes: Sequence[Ph
     if phonemes is not None:
         shapes = shapes + _TRUST * (_spoken_shapes(phonemes, hops) - shapes)
     shapes = _smoothed(shapes)
-    opening = shapes[0] * (0.35 + 0.65 * loud) * np.clip(loud * 6, 0, 1)
+    opening = 1.2 * shapes[0] * (0.35 + 0.65 * loud) * np.clip(loud * 6, 0, 1)
     if phonemes is not None:
         opening = opening * (1 - _closures(phonemes, hops))
     shapes = np.concatenate([_smoothed(opening[None], 0.08), shapes[1:]])
@@ -152,7 +152,7 @@ def _closures(phonemes: Sequence[Phoneme], hops: int) -> np.ndarray:
     for phoneme in phonemes:
         if phoneme.name[:1] in "pbm" and phoneme.name:
             middle, half = (phoneme.start + phoneme.end) / 2, (phoneme.end - phoneme.start) / 2
-            np.maximum(shut, np.exp(-np.maximum(np.abs(t - middle) - half * 0.6, 0) ** 2 / (2 * 0.022**2)), out=shut)
+            np.maximum(shut, np.exp(-(np.maximum(np.abs(t - middle) - half * 0.6, 0) ** 2) / (2 * 0.022**2)), out=shut)
     return shut
 
 

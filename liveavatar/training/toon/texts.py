@@ -104,7 +104,30 @@ _WORDS: dict[str, tuple[str, str, str, str]] = {
     ),
 }
 LANGUAGES = tuple(_WORDS)
-_ONSETS = ("", "b", "p", "m", "f", "v", "t", "d", "s", "z", "l", "r", "n", "k", "g", "w", "h", "ch", "sh", "pl", "br", "st")
+_ONSETS = (
+    "",
+    "b",
+    "p",
+    "m",
+    "f",
+    "v",
+    "t",
+    "d",
+    "s",
+    "z",
+    "l",
+    "r",
+    "n",
+    "k",
+    "g",
+    "w",
+    "h",
+    "ch",
+    "sh",
+    "pl",
+    "br",
+    "st",
+)
 _NUCLEI = ("a", "e", "i", "o", "u", "ah", "ee", "oo", "ai", "ou")
 _CODAS = ("", "", "", "m", "n", "p", "s", "t", "l", "f")
 
