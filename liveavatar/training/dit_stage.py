@@ -222,6 +222,8 @@ def initialise_dit(dit: AvatarDiT, seed: int) -> None:
             normal(parameter, 0.02)
             if name.startswith("blocks."):
                 parameter[:, 2::3] += 1.0  # the gates
+        elif leaf == "bias" and name.startswith("embed.audio_encoder"):
+            normal(parameter, 0.2)  # a voice left out is all zeros: its norms would blow gradients up a thousandfold
         elif leaf == "bias" or name == "head.head.weight" or leaf == "padding_tokens":
             parameter.zero_()
         elif parameter.dim() == 1 or leaf == "weights":

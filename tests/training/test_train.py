@@ -21,6 +21,7 @@ from liveavatar.checkpoint.lora import LoraWeights
 from liveavatar.checkpoint.read import RandomWeights
 from liveavatar.config import make
 from liveavatar.training import loop, saving
+from liveavatar.training.dit_stage import initialise_dit
 from liveavatar.training.loop import Draw
 from tests.training.runs import config, journal, overrides, run
 
@@ -122,6 +123,20 @@ def test_a_step_of_the_dit_reaches_every_weight(vae: Path) -> None:
     }
     # the pose of all training clips is zero: its convolution learns by its bias alone
     assert idle <= {"dit.embed.cond_encoder.weight", "speech.model.masked_spec_embed"}
+
+
+def test_clips_without_voice_or_prompt_have_tame_gradients() -> None:
+    """All zeros through the norms of the audio encoder: with biases at zero the gradient would be in the thousands."""
+    dit = make(config(Path("unused"), "dit").model.dit, "model.dit")
+    initialise_dit(dit, 0)
+    silent, heard = torch.zeros(1, 5, 12, 12), torch.randn(1, 5, 12, 12)
+    norms = []
+    for features in (silent, heard):
+        dit.zero_grad()
+        voice, tone = dit.embed.audio_encoder(features, 3)
+        ((voice + 1).square().sum() + (tone + 1).square().sum()).backward()
+        norms.append(float(torch.nn.utils.get_total_norm([p.grad for p in dit.parameters() if p.grad is not None])))
+    assert norms[0] < 10 * norms[1]
 
 
 @pytest.mark.parametrize("strategy", ["single_device", "fsdp_full"])
