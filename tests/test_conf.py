@@ -20,12 +20,16 @@ from liveavatar.types import FPS
 
 CONF = Path(conf_dir())
 OPTIONS = sorted((file.parent.name, file.stem) for file in CONF.glob("*/*.yaml") if file.parent.parent == CONF)
+TRAINING = {"data", "experiment"}
+"""Groups that belong to the page of the trainer."""
+
+PAGES = {group: "train" if group in TRAINING else "infer" for group, _ in OPTIONS}
 DIT_14B = 16_295_755_609
 
 
 def _overrides(group: str, name: str) -> list[str]:
-    """Strategies are laid over the default, topologies over nothing; everything else is swapped."""
-    return [f"+{group}={name}" if group in ("strategy", "topology") else f"{group}={name}"]
+    """Strategies and experiments are laid over the default, topologies over nothing; everything else is swapped."""
+    return [f"+{group}={name}" if group in ("strategy", "topology", "experiment") else f"{group}={name}"]
 
 
 def _targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -46,8 +50,8 @@ def _plain(config: DictConfig) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("group", "name"), OPTIONS)
 def test_every_option_composes_and_binds(group: str, name: str) -> None:
-    config = compose("infer", _overrides(group, name))
-    assert group in config
+    config = compose(PAGES[group], _overrides(group, name))
+    assert group in config or group == "experiment"
     seen = 0
     for path, node in _targets(_plain(config)):
         takes = inspect.signature(get_object(node["_target_"]))
@@ -62,7 +66,7 @@ def test_every_option_composes_and_binds(group: str, name: str) -> None:
 
 def test_all_files_are_options_or_known_pages() -> None:
     pages = {str(file.relative_to(CONF)) for file in CONF.rglob("*.yaml")}
-    entries = {f"{folder}{page}.yaml" for page in ("infer", "plan") for folder in ("", "hydra/help/")}
+    entries = {f"{folder}{page}.yaml" for page in ("infer", "plan", "train") for folder in ("", "hydra/help/")}
     assert pages == {f"{group}/{name}.yaml" for group, name in OPTIONS} | entries
 
 

@@ -137,7 +137,13 @@ class HostCaches(StreamCaches):
     """Rings in host memory (page-locked beside a GPU), sink and rooms on the device."""
 
     def __init__(
-        self, shape: CacheShape, steps: range, like: Tensor, origin: int, traffic: Traffic, rooms: HostRooms | None = None
+        self,
+        shape: CacheShape,
+        steps: range,
+        like: Tensor,
+        origin: int,
+        traffic: Traffic,
+        rooms: HostRooms | None = None,
     ) -> None:
         self.traffic, self._host = traffic, rooms or HostRooms(traffic)
         super().__init__(shape, steps, like, origin)

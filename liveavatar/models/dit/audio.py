@@ -115,12 +115,12 @@ class AdaIn(VoiceUnit):
 
     def forward(self, state: CellState) -> CellState:
         assert state.tone is not None
-        actors, made = len(state.tone), state.sound
+        voices, made = len(state.tone), state.sound
         modulation = self._modulation(state.tone) if made is None else made.take("modulation", self.number)
         state.query = []
         for part in state.segments:
-            x = part.by_frame(state.hidden).flatten(0, 1).repeat(actors, 1, 1)
-            state.query.append(self.norm(x, part.rows(modulation, actors)))
+            x = part.by_frame(state.hidden).flatten(0, 1).repeat(voices // len(state.hidden), 1, 1)
+            state.query.append(self.norm(x, part.rows(modulation, voices)))
         return state
 
     def prepare(self, made: Prepared) -> None:
@@ -148,21 +148,22 @@ class Injector(VoiceUnit):
         if masks is not None:
             masks = masks.flatten(1)[:, state.share.own]
         parts = zip(state.segments, state.query, strict=True)
-        heard = [self._heard(part, query, pair, actors, masks) for part, query in parts]
-        state.x = x + (heard[0] if len(heard) == 1 else torch.cat(heard)).unsqueeze(0)
+        heard = [self._heard(part, query, pair, actors, masks, len(x)) for part, query in parts]
+        state.x = x + (heard[0] if len(heard) == 1 else torch.cat(heard, dim=1))
         state.query = None
         return state
 
     def _heard(
-        self, part: Segment, query: Tensor, pair: tuple[Tensor, Tensor], actors: int, masks: Tensor | None
-    ) -> Float[Tensor, "tokens d"]:
-        """What the tokens of a segment hear, all actors together."""
-        keys, values = (part.rows(each, actors) for each in pair)
-        heard = self.attention(query, (keys, values)).unflatten(0, (actors, -1))
+        self, part: Segment, query: Tensor, pair: tuple[Tensor, Tensor], voices: int, masks: Tensor | None, batch: int
+    ) -> Float[Tensor, "b tokens d"]:
+        """What the tokens of a segment hear: of one picture all actors together, of a batch each its own voice."""
+        keys, values = (part.rows(each, voices) for each in pair)
+        heard = self.attention(query, (keys, values)).unflatten(0, (voices, -1))
         if masks is not None:
             heard = heard * part.by_frame(masks).unsqueeze(-1).to(heard.dtype)
-        heard = heard.sum(0) if heard.shape[0] > 1 or masks is not None else heard[0]
-        return heard.flatten(0, 1)
+        if batch == 1 and (voices > 1 or masks is not None):
+            heard = heard.sum(0, keepdim=True)
+        return heard.flatten(1, 2)
 
     def prepare(self, made: Prepared) -> None:
         made.keep_pair(self.number, self._pair(made.take("voice")))

@@ -79,7 +79,9 @@ class Embed(Unit):
                 state.voice, state.tone = self.audio_encoder(inputs.audio, inputs.latents.shape[2])
         state.x = state.x[:, state.share.own]
         if state.time is None:
-            state.time, state.modulation = self._row(inputs.timestep)
+            time, modulation = self._row(inputs.timestep)
+            batch = len(state.x)
+            state.time, state.modulation = time.expand(batch, -1, -1), modulation.expand(batch, -1, -1, -1)
         if state.text is None:
             state.text = self._words(inputs.text)
         return state

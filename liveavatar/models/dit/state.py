@@ -18,7 +18,8 @@ from liveavatar.models.dit.spread import Segment, Share, Whole, segments
 class CellInput:
     """One block at one step: `latents` at the noise level of `timestep` (0 to 1000), and what it is conditioned on.
 
-    `pose` has the shape of `latents`; `audio` holds the speech features of the block's 12 video frames for each actor;
+    `pose` has the shape of `latents`; `audio` holds the speech features of the block's 12 video frames for each actor
+    (in a batch, which only training makes, one voice for each picture);
     `masks` says per actor where in the picture its voice acts (None: everywhere); `text` is padded to the text length.
     """
 

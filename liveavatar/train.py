@@ -1,0 +1,82 @@
+"""python -m liveavatar.train: clips in, weights out.
+
+python -m liveavatar.train +experiment=tiny_vae output.dir=runs/vae
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import hydra
+
+from liveavatar.config import conf_dir, quoted, register_resolvers
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+INTERRUPTED, FAILED, MISTAKEN = 130, 1, 2
+
+_composed = False
+"""Whether Hydra has handed a configuration over: an exit before that is a mistake on the command line."""
+
+
+def train(cfg: DictConfig) -> dict[str, Any]:
+    """Run one stage to its end and return its last figures; the same call serves notebooks.
+
+    Raises ValueError, naming the key, for a configuration or data that cannot work, FloatingPointError when the loss
+    is no number any more, and OSError when the last checkpoint cannot be written.
+    """
+    from liveavatar.training.assembly import train as run  # torch and Lightning are loaded here, and not for --help
+
+    return run(cfg)
+
+
+@hydra.main(version_base="1.3", config_path=conf_dir(), config_name="train")
+def _main(cfg: DictConfig) -> None:
+    global _composed
+    _composed, code = True, 0
+    try:
+        train(cfg)
+    except KeyboardInterrupt:
+        _say("interrupted; the same command goes on from the last checkpoint")
+        code = INTERRUPTED
+    except ValueError as error:
+        _say(str(error))
+        code = MISTAKEN
+    except FloatingPointError as error:
+        _say(str(error))
+        code = FAILED
+    except OSError as error:
+        _say(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+        code = FAILED
+    if code:
+        sys.exit(code)
+
+
+def _say(message: str) -> None:
+    """The message on the terminal, once for all ranks, and in the log file, if there is one."""
+    log = logging.getLogger("liveavatar")
+    for handler in log.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(logging.LogRecord("liveavatar", logging.ERROR, __file__, 0, message, (), sys.exc_info()))
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        sys.stderr.write(f"liveavatar: {message}\n")
+
+
+def main() -> None:
+    """Entry point of `python -m liveavatar.train` and of the console script."""
+    register_resolvers()
+    sys.argv[1:] = quoted(sys.argv[1:])
+    try:
+        _main()
+    except SystemExit as ended:
+        if ended.code == 1 and not _composed:
+            raise SystemExit(MISTAKEN) from None
+        raise
+
+
+if __name__ == "__main__":
+    main()

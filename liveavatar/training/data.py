@@ -1,0 +1,212 @@
+"""What training sees: sources of clips, and pictures of them rendered once and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from liveavatar.training.progress import progress
+from liveavatar.training.saving import save_array
+
+if TYPE_CHECKING:
+    from liveavatar.training.toon import Identity, Motion
+
+HELD_OUT = 1_000_000
+"""Seeds of the procedural corpus from here on are never trained on."""
+
+
+@dataclass(frozen=True)
+class Talk:
+    """A person who speaks: frames at 25 a second, mono sound at 16 kHz, a prompt; in step with one another.
+
+    `portrait` is the picture that a user would give of that person. `mouth` is as in `Look`; `curves` holds numbers
+    that say how the mouth moves (opening, width, rounding). Both are None where the source does not know.
+    """
+
+    frames: UInt8[np.ndarray, "t H W 3"]
+    sound: Float[np.ndarray, " samples"]
+    prompt: str
+    portrait: UInt8[np.ndarray, "H W 3"]
+    mouth: Float[np.ndarray, "t 4"] | None = None
+    curves: Float[np.ndarray, "t k"] | None = None
+
+
+@dataclass(frozen=True)
+class Look:
+    """Pictures without sound; `mouth` is left, top, right, bottom of the mouth in shares of width and height."""
+
+    frames: UInt8[np.ndarray, "t H W 3"]
+    mouth: Float[np.ndarray, "t 4"]
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where clips come from. Clips are told by number; a number gives the same clip for ever.
+
+    `kept` are the numbers to train on, `held_out` those to validate with. `token` tells this source from all others,
+    so that what is cached of it is never taken for another's.
+    """
+
+    @property
+    def token(self) -> str: ...
+
+    @property
+    def kept(self) -> Sequence[int]: ...
+
+    @property
+    def held_out(self) -> Sequence[int]: ...
+
+    def look(self, number: int, frames: int, size: tuple[int, int]) -> Look: ...
+
+    def talk(self, number: int, size: tuple[int, int]) -> Talk: ...
+
+
+@dataclass(frozen=True)
+class PictureBatch:
+    """Videos in [-1, 1] and how much each pixel counts (1 on average outside the mouth)."""
+
+    video: Float[Tensor, "b 3 t H W"]
+    weight: Float[Tensor, "b 1 t H W"]
+
+
+class Pictures:
+    """Looks of a source at one size, rendered once: shards of `SHARD` clips, each a .npy file that is mapped, not read.
+
+    Raises ValueError when there is no clip.
+    """
+
+    SHARD = 16
+
+    def __init__(
+        self, source: Source, numbers: Sequence[int], frames: int, size: tuple[int, int], folder: Path
+    ) -> None:
+        if not numbers:
+            raise ValueError("data: there is no clip to look at; give at least one to train on and one to validate")
+        self.source, self.numbers, self.frames, self.size = source, list(numbers), frames, size
+        key = hashlib.sha256(f"{source.token} {frames} {size} {numbers[0]}".encode()).hexdigest()[:12]
+        self.folder = folder / f"pictures-{key}"
+        self._shards: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def prepare(self) -> None:
+        """Render what is missing; an interruption loses one shard at most."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        starts = range(0, len(self.numbers), self.SHARD)
+        self._shards = [self._shard(start) for start in progress(starts, "rendering pictures")]
+
+    def batch(
+        self, rng: np.random.Generator, count: int, frames: int, size: tuple[int, int], mouth: float
+    ) -> PictureBatch:
+        """`count` random runs of `frames` frames, half of them mirrored, scaled down where `size` is smaller.
+
+        The mouth's pixels count 1 + `mouth` times.
+        """
+        looks = [self._run(rng, frames) for _ in range(count)]
+        return assemble(looks, size, mouth)
+
+    def fixed(self, frames: int, size: tuple[int, int], mouth: float, limit: int = 64) -> Iterator[PictureBatch]:
+        """The middle run of each clip, one by one."""
+        for index in range(min(limit, len(self.numbers))):
+            look = self._look(index)
+            start = (len(look.frames) - frames) // 2
+            yield assemble([Look(look.frames[start : start + frames], look.mouth[start : start + frames])], size, mouth)
+
+    def _run(self, rng: np.random.Generator, frames: int) -> Look:
+        look = self._look(int(rng.integers(len(self.numbers))))
+        start = int(rng.integers(len(look.frames) - frames + 1))
+        part, mouth = look.frames[start : start + frames], look.mouth[start : start + frames]
+        if rng.random() < 0.5:
+            return Look(part, mouth)
+        return Look(part[:, :, ::-1], np.stack((1 - mouth[:, 2], mouth[:, 1], 1 - mouth[:, 0], mouth[:, 3]), axis=1))
+
+    def _look(self, index: int) -> Look:
+        frames, mouth = self._shards[index // self.SHARD]
+        return Look(frames[index % self.SHARD], mouth[index % self.SHARD])
+
+    def _shard(self, start: int) -> tuple[np.ndarray, np.ndarray]:
+        numbers = self.numbers[start : start + self.SHARD]
+        paths = [self.folder / f"{name}-{start:05d}-{len(numbers)}.npy" for name in ("mouth", "frames")]
+        if not all(path.is_file() for path in paths):
+            looks = [self.source.look(number, self.frames, self.size) for number in numbers]
+            save_array(paths[0], np.stack([look.mouth for look in looks]).astype(np.float32))
+            save_array(paths[1], np.stack([look.frames for look in looks]))
+        return np.load(paths[1], mmap_mode="r"), np.load(paths[0])
+
+
+def assemble(looks: Sequence[Look], size: tuple[int, int], mouth: float) -> PictureBatch:
+    """Looks of equal length as one batch."""
+    frames = torch.from_numpy(np.stack([look.frames for look in looks]).copy())
+    video = frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+    b, _, t, height, width = video.shape
+    if (height, width) != tuple(size):
+        flat = F.interpolate(video.transpose(1, 2).flatten(0, 1), size=size, mode="area")
+        video = flat.unflatten(0, (b, t)).transpose(1, 2)
+    boxes = torch.from_numpy(np.stack([look.mouth for look in looks]).copy()).float()
+    return PictureBatch(video.contiguous(), 1 + mouth * box_mask(boxes, size).unsqueeze(1))
+
+
+def box_mask(boxes: Float[Tensor, "b t 4"], size: tuple[int, int]) -> Float[Tensor, "b t H W"]:
+    """1 inside each box, 0 outside; boxes are in shares of the picture."""
+    rows = (torch.arange(size[0]) + 0.5)[None, None, :, None] / size[0]
+    columns = (torch.arange(size[1]) + 0.5)[None, None, None, :] / size[1]
+    left, top, right, bottom = boxes[..., None, None].unbind(2)
+    return ((rows >= top) & (rows <= bottom) & (columns >= left) & (columns <= right)).float()
+
+
+class ToonSource:
+    """The procedural corpus: person and motion of a number are those of the seed of that number.
+
+    Args:
+        identities: people to train on; they are seeds 0, 1, ….
+        seconds: length of a talking clip.
+        held_out: people to validate with, from seed 1,000,000 on.
+    """
+
+    def __init__(self, identities: int = 512, seconds: float = 8.0, held_out: int = 32) -> None:
+        for key, value in (("identities", identities), ("held_out", held_out), ("seconds", seconds)):
+            if value <= 0:
+                raise ValueError(f"data.{key}={value} must be above 0")
+        self.kept, self.seconds = range(identities), seconds
+        self.held_out = range(HELD_OUT, HELD_OUT + held_out)
+
+    SPLIT = "validation"
+    """Faces, voices and languages of the clips held out."""
+
+    @property
+    def token(self) -> str:
+        return f"toon {self.seconds}"
+
+    def look(self, number: int, frames: int, size: tuple[int, int]) -> Look:
+        from liveavatar.training.toon import Identity, random_motion, render
+
+        who, motion = Identity.sample(number), random_motion(number, frames)
+        return Look(render(who, motion, size), mouth_boxes(who, motion, size))
+
+    def talk(self, number: int, size: tuple[int, int]) -> Talk:
+        from liveavatar.training.toon import make_clip, render, render_still
+
+        clip = make_clip(number, self.seconds, split="train" if number < HELD_OUT else self.SPLIT)
+        motion = clip.motion
+        curves = np.stack([motion.opening, motion.width, motion.rounding], axis=1)
+        boxes = mouth_boxes(clip.identity, motion, size)
+        portrait = render_still(clip.identity, size)
+        return Talk(render(clip.identity, motion, size), clip.audio, clip.prompt, portrait, boxes, curves)
+
+
+def mouth_boxes(who: Identity, motion: Motion, size: tuple[int, int]) -> Float[np.ndarray, "t 4"]:
+    """Left, top, right and bottom of the mouth with some room around it, in shares of the picture."""
+    from liveavatar.training.toon import landmarks
+
+    places = landmarks(who, motion, size)
+    corners = np.stack([places[name] for name in ("mouth_left", "mouth_right", "mouth_top", "mouth_bottom")])
+    room = 0.12 * places["unit_px"][:, None]
+    boxes = np.concatenate((corners.min(0) - room, corners.max(0) + room), axis=1)
+    return (boxes / [size[1], size[0], size[1], size[0]]).clip(0, 1).astype(np.float32)

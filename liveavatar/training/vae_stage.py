@@ -1,0 +1,178 @@
+"""Stage `vae`: single frames first, at a low and then the full size, then clips."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from liveavatar.models.vae.codec import WanCodec
+from liveavatar.training.autoencoder import Autoencoder, Moments, fold_statistics, latent_size
+from liveavatar.training.checkpoint import export_module
+from liveavatar.training.data import PictureBatch, Pictures
+from liveavatar.training.grid import save_grid
+from liveavatar.training.loop import Draw
+from liveavatar.training.losses import edges, kl, psnr, reconstruction
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the training: `steps` of `batch` videos of `frames` (1 or 1 + 4k) at `size` (height, width)."""
+
+    steps: int
+    size: tuple[int, int]
+    frames: int
+    batch: int
+
+    def __post_init__(self) -> None:
+        if (self.frames - 1) % 4 or self.frames < 1:
+            near = 1 + 4 * max(0, round((self.frames - 1) / 4))
+            raise ValueError(
+                f"vae.phases has frames={self.frames}, but the VAE takes 1 frame or 1 + 4k of them; write {near}"
+            )
+        if any(side % 8 for side in self.size):
+            raise ValueError(f"vae.phases has size={list(self.size)}: both sides must be multiples of 8")
+        if self.steps < 0 or self.batch < 1:
+            raise ValueError(f"vae.phases has steps={self.steps}, batch={self.batch}: both must be above 0")
+
+
+@dataclass(frozen=True)
+class VaeSettings:
+    """What the VAE learns from (the `vae` node).
+
+    phases: in order, each with steps, size, frames, batch.
+    picture_frames: frames kept of each person of the data.
+    eps: below this error the loss is quadratic.
+    edges: weight of the pictures' differences of neighbours.
+    kl: weight of the divergence from a normal posterior, per latent value.
+    mouth: by how much more than others the pixels around the mouth count.
+    statistics: batches from which the latents' mean and deviation are measured at the end.
+    """
+
+    phases: Sequence[Mapping[str, Any]]
+    picture_frames: int = 25
+    eps: float = 0.01
+    edges: float = 0.5
+    kl: float = 1e-4
+    mouth: float = 2.0
+    statistics: int = 64
+
+    def __post_init__(self) -> None:
+        if not self.phases:
+            raise ValueError("vae.phases is empty: give at least one phase, as [{steps: 100, size: [64, 64], …}]")
+        longest = max(phase.frames for phase in self.schedule())
+        if longest > self.picture_frames:
+            raise ValueError(
+                f"vae.phases wants {longest} frames at once, but vae.picture_frames={self.picture_frames} are kept of "
+                f"each person; write vae.picture_frames={longest}"
+            )
+
+    def schedule(self) -> list[Phase]:
+        return [Phase(int(p["steps"]), tuple(p["size"]), int(p["frames"]), int(p["batch"])) for p in self.phases]
+
+
+class VaeTask:
+    """Reconstruction + edges + KL on whole pictures (a `Task`)."""
+
+    def __init__(
+        self,
+        codec: WanCodec,
+        settings: VaeSettings,
+        pictures: Pictures,
+        held_out: Pictures,
+        device: torch.device,
+        compiled: bool = False,
+    ) -> None:
+        self.codec, self.settings, self.device = codec, settings, device
+        self.pictures, self.held_out = pictures, held_out
+        self.model = Autoencoder(codec).to(device)
+        self.modules: Mapping[str, nn.Module] = {"vae": codec}
+        self.phases = settings.schedule()
+        self.steps = sum(phase.steps for phase in self.phases)
+        # sizes change from phase to phase, and each has a graph of its own: shapes are never guessed
+        self.forward: Callable[..., Any] = torch.compile(self.model, dynamic=False) if compiled else self.model
+
+    def phase(self, step: int) -> Phase:
+        """The phase of a step; the last one goes on for ever."""
+        for phase in self.phases:
+            if step < phase.steps:
+                return phase
+            step -= phase.steps
+        return self.phases[-1]
+
+    def loss(self, draw: Draw) -> tuple[Tensor, dict[str, float]]:
+        phase, given = self.phase(draw.step), self.settings
+        batch = self.pictures.batch(np.random.default_rng(draw.key), phase.batch, phase.frames, phase.size, given.mouth)
+        video = batch.video.to(self.device).contiguous(memory_format=torch.channels_last_3d)
+        weight = batch.weight.to(self.device)
+        noise = torch.randn(latent_size(batch.video.shape, self.codec.z_dim), generator=draw.generator())
+        made, mean, log_variance = self.forward(video, noise.to(self.device))
+        parts = {
+            "pixels": reconstruction(made, video, weight, given.eps),
+            "edges": given.edges * edges(made, video, weight, given.eps),
+            "kl": given.kl * kl(mean, log_variance),
+        }
+        return torch.stack(list(parts.values())).sum(), {
+            **{name: float(part.detach()) for name, part in parts.items()},
+            "psnr": float(psnr(made.detach(), video).mean()),
+        }
+
+    def validate(self, step: int, folder: Path | None) -> dict[str, float]:
+        """Decibels on whole held-out pictures at full size, alone and as clips; the mouth's for itself."""
+        size = self.phases[-1].size
+        found: dict[str, list[float]] = {}
+        rows = []
+        longest = max(phase.frames for phase in self.phases)
+        for name, frames in (("frame", 1), ("clip", longest)) if longest > 1 else (("frame", 1),):
+            for number, batch in enumerate(self.held_out.fixed(frames, size, 1.0, limit=24)):
+                video = batch.video.to(self.device)
+                made = self.model.render(self.model.posterior(video)[0]).clamp(-1, 1)
+                found.setdefault(f"psnr_{name}", []).append(float(psnr(made, video)))
+                found.setdefault(f"psnr_{name}_mouth", []).append(_mouth_psnr(made, video, batch))
+                if name == "frame" and number < 12:
+                    rows.append(torch.cat((video[0, :, 0], made[0, :, 0]), dim=1))
+                if name == "clip" and number < 6:
+                    rows.append(torch.cat((video[0, :, -1], made[0, :, -1]), dim=1))
+        if folder is not None:
+            save_grid(rows, folder / f"vae-{step:06d}.png", columns=6)
+        return {name: float(np.mean(values)) for name, values in found.items()}
+
+    @torch.no_grad()
+    def export(self, folder: Path) -> list[Path]:
+        """`vae.safetensors`, with the latents' statistics folded into the convolutions beside them."""
+        weights = {name: p.detach().clone() for name, p in self.codec.named_parameters()}
+        mean, std = self.statistics()
+        try:
+            fold_statistics(self.codec, mean, std)
+            about = {"stage": "vae", "mean": str(mean.tolist()), "std": str(std.tolist())}
+            return [export_module(self.codec, folder / "vae.safetensors", torch.float32, about)]
+        finally:
+            for name, p in self.codec.named_parameters():
+                p.copy_(weights[name])
+
+    @torch.no_grad()
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation per channel of the latents of the data."""
+        moments, phase = Moments(), self.phases[-1]
+        for index in range(self.settings.statistics):
+            rng = np.random.default_rng([2**31, index])
+            batch = self.pictures.batch(rng, 2, phase.frames, phase.size, 0.0)
+            moments.add(self.model.posterior(batch.video.to(self.device))[0].cpu())
+        return moments.values()
+
+
+def _mouth_psnr(made: Tensor, video: Tensor, batch: PictureBatch) -> float:
+    """Decibels of the pixels around the mouth alone (they weigh 2, others 1)."""
+    inside = (batch.weight > 1.5).expand(*video.shape).to(video.device)
+    if not inside.any():
+        return float("nan")
+    error = (made[inside] - video[inside]).square().mean() / 4
+    return float(-10 * error.clamp_min(1e-10).log10())

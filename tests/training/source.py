@@ -1,0 +1,42 @@
+"""A source of clips that costs nothing: a coloured disc whose mouth opens with the loudness of a tone."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from liveavatar.training.data import Look, Talk
+from liveavatar.types import FPS, SPEECH_RATE
+
+
+class Discs:
+    """Clips of `seconds`; person and tone of a number are functions of it."""
+
+    def __init__(self, identities: int = 4, seconds: float = 1.4, held_out: int = 1) -> None:
+        self.kept, self.held_out, self.seconds = range(identities), range(1000, 1000 + held_out), seconds
+
+    @property
+    def token(self) -> str:
+        return f"discs {self.seconds}"
+
+    def look(self, number: int, frames: int, size: tuple[int, int]) -> Look:
+        opening = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(frames) / (5 + number % 4))
+        return Look(_drawn(number, opening, size), np.tile(np.float32([0.35, 0.55, 0.65, 0.85]), (frames, 1)))
+
+    def talk(self, number: int, size: tuple[int, int]) -> Talk:
+        frames = round(self.seconds * FPS)
+        look = self.look(number, frames, size)
+        time = np.arange(frames * SPEECH_RATE // FPS) / SPEECH_RATE
+        loud = 0.5 - 0.5 * np.cos(2 * np.pi * time * FPS / (5 + number % 4))
+        sound = (0.3 * loud * np.sin(2 * np.pi * 220 * time)).astype(np.float32)
+        opening = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(frames) / (5 + number % 4))
+        curves = np.stack([opening, 0 * opening, 0 * opening], axis=1).astype(np.float32)
+        return Talk(look.frames, sound, f"person {number}", _drawn(number, np.zeros(1), size)[0], look.mouth, curves)
+
+
+def _drawn(number: int, opening: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    rng = np.random.default_rng(number)
+    back, skin = rng.integers(0, 256, (2, 3))
+    y, x = np.meshgrid(np.linspace(-1, 1, size[0]), np.linspace(-1, 1, size[1]), indexing="ij")
+    face = (x**2 + y**2 < 0.7)[None, ..., None]
+    lips = ((x / 0.3) ** 2 + ((y - 0.4)[None] / (0.02 + 0.2 * opening[:, None, None])) ** 2 < 1)[..., None]
+    return np.where(lips, 20, np.where(face, skin, back)).astype(np.uint8)

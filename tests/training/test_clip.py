@@ -1,0 +1,54 @@
+"""Training computes what inference computes: a clip in one pass against the rollout through the caches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from liveavatar.sampling.conditioning import SinkPlan
+from liveavatar.training.clip import ClipBlock, ClipSink, clip_velocities, serve_clips
+from tests.scene import conditioning, make_dit, make_rollout
+
+BLOCKS, REFRESH = 7, 4
+
+
+class Recorded:
+    """A sampler that remembers what it was given."""
+
+    def __init__(self, sampler) -> None:
+        self.inner, self.seen = sampler, []
+        self.steps, self.sigmas, self.timesteps = sampler.steps, sampler.sigmas, sampler.timesteps
+
+    def step(self, x: Tensor, velocity: Tensor, index: int) -> Tensor:
+        self.seen.append((index, x.clone(), velocity.clone()))
+        return self.inner.step(x, velocity, index)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_clip_in_one_pass_is_the_rollout_through_the_caches(checkpointing: bool) -> None:
+    """Seven blocks: the ring of four wraps, and the sink is refreshed by the first generated latent."""
+    dit, given = make_dit(), conditioning()
+    rollout = make_rollout(dit, given)
+    rollout.sampler = recorded = Recorded(rollout.sampler)
+    plan = SinkPlan(given.reference, lambda: given.motion, refresh=REFRESH)
+    finished = [block.latents for block in rollout.blocks(BLOCKS, plan)]
+    serve_clips(dit, checkpointing)
+    sinks = [ClipSink(given.reference, given.motion), ClipSink(finished[0][:, :, :1], given.motion)]
+    for step in range(recorded.steps):
+        cells = [(x, v) for index, x, v in recorded.seen if index == step]
+        blocks = [
+            ClipBlock(
+                index=number,
+                latents=x,
+                sigma=float(recorded.sigmas[step]),
+                audio=given.audio.block(number),
+                distance=rollout.distance(number, step),
+                sink=int(number >= REFRESH),
+            )
+            for number, (x, _) in enumerate(cells)
+        ]
+        made = clip_velocities(dit, sinks, blocks, given.text)
+        assert len(made) == BLOCKS
+        for number, (_, velocity) in enumerate(cells):
+            torch.testing.assert_close(made[number].detach(), velocity, atol=1e-5, rtol=1e-5)

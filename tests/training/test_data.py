@@ -1,0 +1,121 @@
+"""Data: pictures rendered once, clips of a user's own, and what is wrong with them told by data.dir."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from liveavatar.media.mp4 import Mp4Writer
+from liveavatar.sampling.scheduler import EulerSampler
+from liveavatar.training.data import HELD_OUT, Look, Pictures, ToonSource, assemble
+from liveavatar.training.draws import DitSettings, draw_passage
+from liveavatar.training.folder import FolderSource
+from liveavatar.training.latents import lagged
+from tests.training.source import Discs
+
+
+def clip(path: Path, frames: int = 30, prompt: str | None = "a test card", rate: int = 16_000) -> Path:
+    writer = Mp4Writer(path, 64, 48, 25, rate)
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 48, 64, 3), np.uint8).repeat(frames, axis=0)
+    writer.write(pixels, np.sin(np.arange(frames * rate // 25) / 20).astype(np.float32) * 0.3)
+    writer.close()
+    if prompt is not None:
+        path.with_suffix(".txt").write_text(prompt)
+    return path
+
+
+def test_a_folder_of_clips_is_a_source(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        clip(tmp_path / f"{name}.mp4")
+    source = FolderSource(str(tmp_path), seconds=1.0)
+    assert (list(source.kept), list(source.held_out)) == ([0, 1], [2])
+    talk = source.talk(0, (64, 64))
+    assert talk.frames.shape == (25, 64, 64, 3)
+    assert talk.sound.shape == (16_000,)
+    assert talk.prompt == "a test card"
+    assert source.look(1, 40, (32, 32)).frames.shape == (40, 32, 32, 3)
+    known = source.token
+    clip(tmp_path / "a.mp4", frames=20)
+    assert FolderSource(str(tmp_path), seconds=1.0).token != known
+
+
+def test_one_clip_serves_for_both(tmp_path: Path) -> None:
+    clip(tmp_path / "a.mp4")
+    source = FolderSource(str(tmp_path))
+    assert (list(source.kept), list(source.held_out)) == ([0], [0])
+
+
+@pytest.mark.parametrize("fault", ["missing", "empty", "broken", "short", "silent", "no prompt"])
+def test_a_folder_that_cannot_be_used_is_told_by_its_key(tmp_path: Path, fault: str) -> None:
+    folder = tmp_path / "clips"
+    if fault != "missing":
+        folder.mkdir()
+    if fault == "broken":
+        (folder / "a.mp4").write_bytes(b"not a video")
+        (folder / "a.txt").write_text("x")
+    if fault == "short":
+        clip(folder / "a.mp4", frames=5)
+    if fault == "silent":
+        clip(folder / "a.mp4", rate=0)
+    if fault == "no prompt":
+        clip(folder / "a.mp4", prompt=None)
+    with pytest.raises(ValueError, match=r"data\.dir"):
+        FolderSource(str(folder))
+
+
+def test_pictures_are_rendered_once_and_whole(tmp_path: Path) -> None:
+    source = Discs(identities=3)
+    pictures = Pictures(source, source.kept, 6, (64, 64), tmp_path)
+    pictures.prepare()
+    batch = pictures.batch(np.random.default_rng(0), 4, 5, (32, 32), mouth=2.0)
+    assert batch.video.shape == (4, 3, 5, 32, 32)
+    assert batch.weight.shape == (4, 1, 5, 32, 32)
+    assert set(batch.weight.unique().tolist()) == {1.0, 3.0}
+    source.look = None  # type: ignore[assignment]
+    again = Pictures(source, source.kept, 6, (64, 64), tmp_path)
+    again.prepare()
+    same = again.batch(np.random.default_rng(0), 4, 5, (32, 32), mouth=2.0)
+    assert torch.equal(same.video, batch.video)
+
+
+def test_scaling_and_mirroring_keep_what_is_seen() -> None:
+    frames = np.zeros((1, 64, 64, 3), np.uint8)
+    frames[:, :32] = 255
+    batch = assemble([Look(frames, np.float32([[0, 0, 0.5, 0.5]]))], (32, 32), 1.0)
+    assert torch.equal(batch.video[0, :, 0, :16], torch.ones(3, 16, 32))
+    assert torch.equal(batch.video[0, :, 0, 16:], -torch.ones(3, 16, 32))
+    assert float(batch.weight[0, 0, 0, :16, :16].min()) == 2
+    assert float(batch.weight[0, 0, 0, 16:].max()) == 1
+
+
+def test_toons_are_a_source_and_strangers_are_held_out() -> None:
+    source = ToonSource(identities=4, held_out=2)
+    assert min(source.held_out) == HELD_OUT > max(source.kept)
+    look = source.look(0, 2, (64, 64))
+    left, top, right, bottom = look.mouth[0]
+    assert 0.2 < left < 0.5 < right < 0.8
+    assert 0.5 < top < bottom < 0.9
+
+
+def test_the_picture_lags_as_inference_drops() -> None:
+    assert lagged(9, 12).tolist() == [0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_passages_are_those_of_inference() -> None:
+    settings, sampler = DitSettings(blocks=6), EulerSampler()
+    drawn = [draw_passage(np.random.default_rng(i), settings, sampler, [16, 9], 4, (4, 30)) for i in range(400)]
+    young = [p for p in drawn if p.first == 0]
+    assert 0.25 < len(young) / len(drawn) < 0.45
+    assert all(p.starts == [0, 0] for p in young)
+    assert all(4 <= p.first <= settings.longest for p in drawn if p.first)
+    assert all(0 <= s <= length - 6 for p in drawn for s, length in zip(p.starts, [16, 9], strict=True))
+    assert all(4 <= d <= 30 for p in drawn for d in p.distances)
+    shared = [p for p in drawn if len(set(p.sigmas)) == 1]
+    assert 0.6 < len(shared) / len(drawn) < 0.8
+    levels = {round(float(s), 5) for s in sampler.sigmas[:-1]}
+    hits = [round(p.sigmas[0], 5) in levels for p in shared]
+    assert 0.5 < np.mean(hits) < 0.7
+    assert {round(p.sigmas[0], 5) for p in shared} >= levels
