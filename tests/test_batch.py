@@ -62,7 +62,15 @@ def test_each_request_leaves_what_a_run_of_its_own_would_leave(folder: Path, mon
     assert all(row["speed/rtf"] > 0 for row in _rows(folder))
     for name in ("0001-me", "0002-you"):
         here = folder / "out" / name
-        files = {"avatar.mp4", "config.yaml", "latents.safetensors", "metrics.json", "run.log"}
+        files = {
+            "avatar.mp4",
+            "config.yaml",
+            "latents.safetensors",
+            "memory.json",
+            "memory.png",
+            "metrics.json",
+            "run.log",
+        }
         assert {path.name for path in here.iterdir()} == files
         assert json.loads((here / "metrics.json").read_text())["run/finished"] is True
         assert "picture 64×64" in (here / "run.log").read_text()
@@ -146,7 +154,7 @@ def test_a_division_that_cannot_work_is_refused(folder: Path) -> None:
         with pytest.raises(ValueError, match=message):
             infer(compose("infer", _overrides(folder, {}, more=more)))
 
-    alone = "requests=null"
+    alone, apart = "requests=null", "parallel.ranks=requests"
     refused(r"parallel\.ranks='both' is unknown", "parallel.ranks=both")
     refused(
         r"parallel\.ranks=requests, but strategy diagonal_pipeline",

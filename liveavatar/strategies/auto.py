@@ -2,6 +2,7 @@
 
 Every way is laid out by the same stage tables and schedules that the run would use; what the runtime has no key for yet
 is planned all the same, said to be missing, and never chosen.
+It is long because each strategy has a list of ways of its own.
 """
 
 from __future__ import annotations

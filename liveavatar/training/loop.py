@@ -2,6 +2,7 @@
 
 Everything random is a pure function of (seed, step, micro-batch, rank), so a run that was killed goes on from its last
 checkpoint with the losses of an unbroken one.
+It is long because a step, its log and its checkpoint have to agree on what counts as done.
 """
 
 from __future__ import annotations

@@ -180,6 +180,7 @@ def test_a_pass_brings_in_each_unit_of_a_stage_once(worked: Worked, world: int, 
         mates = sum(other.layers == stage.layers for other in table.stages)
         passes = len(schedule) if case.source == "peers" else sum(rank in dict(tick) for tick in schedule)
         ahead = list(slabs)[: case.options.get("slots", 2) - 1]  # of a pass that never comes
+        ahead = ahead if case.source == "peers" else []  # in lock-step nobody says which pass is the last
         assert about["passes"] == (passes if case.source == "peers" else None)
         assert traffic["fetches"] == passes * len(slabs) + len(ahead)
         moved = passes * sum(slabs.values()) + sum(slabs[name] for name in ahead)

@@ -4,6 +4,7 @@ Notable: the model never learns where its weights rest. Before a pass it announc
 and enters each unit through it; a strategy may bring the weights in and let them go. A unit serves all states of a pass
 before the next unit is entered, so that one arrival of its weights can serve several cells. What of a unit sees no
 video token is a part of its own: `prepare` is a pass over such parts.
+It is long because the first and the last unit stand here, beside the whole that gives them their place.
 """
 
 import math
