@@ -25,16 +25,15 @@ def load_exported(module: nn.Module, path: Path) -> None:
 
 
 def load_initial(modules: dict[str, nn.Module], folder: Path) -> None:
-    """Start values from an earlier run (`train.init`): its run directory or its export/ folder.
+    """Start values from an earlier run (`train.init`): its export/ folder, or its run directory, finished or not.
 
-    A run that is not finished gives the running averages of its last checkpoint. Raises ValueError where there is
-    neither, or where they are of another model.
+    A run directory gives the running averages of its last checkpoint. Raises ValueError where there is neither, or
+    where they are of another model.
     """
-    for place in (folder, folder / "export"):
-        if all((place / f"{name}.safetensors").is_file() for name in modules):
-            for name, module in modules.items():
-                load_exported(module, place / f"{name}.safetensors")
-            return
+    if all((folder / f"{name}.safetensors").is_file() for name in modules):
+        for name, module in modules.items():
+            load_exported(module, folder / f"{name}.safetensors")
+        return
     path = folder / "checkpoints" / "last.pt"
     if not path.is_file():
         files = ", ".join(f"{name}.safetensors" for name in modules)
