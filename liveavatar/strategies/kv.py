@@ -137,9 +137,15 @@ class HostCaches(StreamCaches):
     """Rings in host memory (page-locked beside a GPU), sink and rooms on the device."""
 
     def __init__(
-        self, shape: CacheShape, steps: range, like: Tensor, origin: int, traffic: Traffic, rooms: HostRooms
+        self,
+        shape: CacheShape,
+        steps: range,
+        like: Tensor,
+        origin: int,
+        traffic: Traffic,
+        rooms: HostRooms | None = None,
     ) -> None:
-        self.traffic, self._host = traffic, rooms
+        self.traffic, self._host = traffic, rooms or HostRooms(traffic)
         super().__init__(shape, steps, like, origin)
 
     def _rooms(self, like: Tensor, origin: int) -> tuple[list[RingCache], Scratch]:
