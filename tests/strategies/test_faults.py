@@ -55,7 +55,7 @@ MORE = [
     (STREAM, 0, rf"rank 0 has ended\. Rank \d noticed it while gathering unit [\w.]+ \(at {PLACE}\)"),
     (FULL, 1, rf"rank 1 has ended\. Rank \d noticed it \(at {PLACE}\)"),
     (STEPS, 0, rf"rank 0 \(step 3 × layers 0-2\) has ended\. Rank \d noticed it while .* {PLACE}"),
-    (STEPS, 1, rf"rank 1 \(step 2 × layers 0-2\) has ended\. Rank \d noticed it while .* {PLACE}"),
+    (STEPS, 1, rf"rank 1 \(steps 1-2 × layers 0-2\) has ended\. Rank \d noticed it while .* {PLACE}"),
     (
         (*LAYERS, DECODE),
         0,

@@ -17,7 +17,7 @@ from liveavatar.sampling.scheduler import EulerSampler
 from liveavatar.strategies.base import Traffic
 from liveavatar.strategies.kv import SLOTS, HostCaches
 from liveavatar.strategies.stream import FsdpStream
-from tests.scene import conditioning, latents_of, make_dit
+from tests.scene import conditioning, latents_of, make_dit, make_rollout
 
 BLOCKS = 7  # the ring wraps and the sink is refreshed after 4
 
@@ -83,3 +83,22 @@ def test_the_strategy_makes_them_where_it_is_asked_to() -> None:
     shape, like = model.cache_shape(Grid(16, 8)), torch.empty(0)
     made = [FsdpStream(caches=where).make_caches(shape, range(4), like, 0) for where in ("device", "host")]
     assert [isinstance(caches, HostCaches) for caches in made] == [False, True]
+
+
+def test_the_next_stream_of_a_list_takes_the_same_room_in_host_memory() -> None:
+    strategy, model = FsdpStream(caches="host"), make_dit()
+    resident = latents_of(make_rollout(model, conditioning(), steps=2), BLOCKS)
+    for _ in range(2):  # the second finds what the first has left
+        given, sampler = conditioning(), EulerSampler(2)
+        settings, noise = RolloutSettings(), CounterNoise(0)
+        rollout = Rollout(
+            model, given, sampler, settings, noise, CounterDistance(0), relay=LocalRelay(2), caches=strategy.make_caches
+        )
+        assert torch.equal(latents_of(rollout, BLOCKS), resident)
+        parked = sum(ring.k.nbytes + ring.v.nbytes for ring in rollout.caches.rings)
+        assert strategy.traffic.parked == parked
+        del rollout
+    shape, like = model.cache_shape(Grid(16, 8)), torch.empty(0)
+    kept = [strategy.make_caches(shape, range(2), like, 0) for _ in range(2)]  # at the same time: rooms of their own
+    assert kept[0].rings[0].k.data_ptr() != kept[1].rings[0].k.data_ptr()
+    assert strategy.traffic.parked == 2 * parked
