@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,3 +45,26 @@ def _log_undone() -> Iterator[None]:
         handler.close()
     log.propagate = True
     log.setLevel(logging.NOTSET)
+
+
+MEETING = (
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "NODE_RANK",
+    "GROUP_RANK",
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+)
+"""Where processes meet: Fabric leaves these in the process that starts a run, for the processes that it starts."""
+
+
+@pytest.fixture(autouse=True)
+def _no_meeting_is_left() -> Iterator[None]:
+    """Runs that a test starts in processes of their own must not meet at the place of one in this process."""
+    before = {name: os.environ[name] for name in MEETING if name in os.environ}
+    yield
+    for name in MEETING:
+        os.environ.pop(name, None)
+    os.environ.update(before)
