@@ -45,6 +45,10 @@ def _log_undone() -> Iterator[None]:
         handler.close()
     log.propagate = True
     log.setLevel(logging.NOTSET)
+    logging.disable(logging.NOTSET)
+    for name, known in logging.root.manager.loggerDict.items():  # Hydra's `disabled` reaches loggers that exist already
+        if name.split(".")[0] == "liveavatar" and isinstance(known, logging.Logger):
+            known.disabled = False
 
 
 MEETING = (

@@ -158,7 +158,7 @@ def _normalise(norm: WanRMS_norm, x: Tensor) -> Tensor:
     """The layer's norm over channels, without PyTorch's vector norm, which is twenty times slower on a CPU."""
     if x.device.type != "cpu" or x.dtype != torch.float32 or not norm.channel_first:
         return WanRMS_norm.forward(norm, x)
-    length = x.square().sum(1, keepdim=True).sqrt_().clamp_min_(1e-12)
+    length = x.square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)
     return x * (norm.scale / length) * norm.gamma + norm.bias
 
 
