@@ -10,17 +10,12 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-import hydra
-
-from liveavatar.config import conf_dir, quoted, register_resolvers
+from liveavatar.config import MISTAKEN, run_command
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-INTERRUPTED, FAILED, MISTAKEN = 130, 1, 2
-
-_composed = False
-"""Whether Hydra has handed a configuration over: an exit before that is a mistake on the command line."""
+INTERRUPTED, FAILED = 130, 1
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
@@ -34,10 +29,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     return run(cfg)
 
 
-@hydra.main(version_base="1.3", config_path=conf_dir(), config_name="train")
 def _main(cfg: DictConfig) -> None:
-    global _composed
-    _composed, code = True, 0
+    code = 0
     try:
         train(cfg)
     except KeyboardInterrupt:
@@ -68,14 +61,7 @@ def _say(message: str) -> None:
 
 def main() -> None:
     """Entry point of `python -m liveavatar.train` and of the console script."""
-    register_resolvers()
-    sys.argv[1:] = quoted(sys.argv[1:])
-    try:
-        _main()
-    except SystemExit as ended:
-        if ended.code == 1 and not _composed:
-            raise SystemExit(MISTAKEN) from None
-        raise
+    run_command("train", _main)
 
 
 if __name__ == "__main__":

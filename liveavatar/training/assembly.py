@@ -16,6 +16,7 @@ from liveavatar.assemble import build_parts
 from liveavatar.config import make
 from liveavatar.intake import Parts
 from liveavatar.models.vae.codec import WanCodec
+from liveavatar.ops import attention
 from liveavatar.sampling.conditioning import RolloutSettings
 from liveavatar.sampling.scheduler import EulerSampler
 from liveavatar.settings import make_fabric, storage_type, thread_count
@@ -27,6 +28,7 @@ from liveavatar.training.draws import DitSettings
 from liveavatar.training.latents import LatentStore
 from liveavatar.training.loop import LoopSettings, Task, Trainer
 from liveavatar.training.lora_stage import Adapters, LoraTask, average_gradients
+from liveavatar.training.speech_stage import SpeechTask, checked_source
 from liveavatar.training.vae_stage import VaeSettings, VaeTask
 from liveavatar.training.weights import load_exported, load_initial
 
@@ -35,7 +37,7 @@ log = logging.getLogger(__name__)
 STEPS = 20_000
 """Optimiser steps of the stages that name none."""
 
-STAGES = ("vae", "latents", "dit", "lora")
+STAGES = ("vae", "speech", "latents", "dit", "lora")
 
 
 @dataclass
@@ -97,7 +99,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
 def build_task(setting: Setting) -> Task:
     """The task of the configured stage."""
-    return {"vae": vae_task, "dit": dit_task, "lora": lora_task}[setting.cfg.stage](setting)
+    return {"vae": vae_task, "speech": speech_task, "dit": dit_task, "lora": lora_task}[setting.cfg.stage](setting)
 
 
 def vae_task(setting: Setting) -> Task:
@@ -114,6 +116,18 @@ def vae_task(setting: Setting) -> Task:
     for pictures in (held_out, kept):
         pictures.prepare()
     return VaeTask(codec, settings, kept, held_out, setting.device, setting.loop.compile)
+
+
+def speech_task(setting: Setting) -> Task:
+    """The speech encoder from fresh start values, or from exported ones."""
+    cfg, hear, speech = setting.cfg, make(setting.cfg.hear, "hear"), make(setting.cfg.speech, "speech")
+    source = checked_source(setting.source)
+    torch.manual_seed(int(cfg.seed))
+    encoder = make(cfg.model.speech, "model.speech")
+    if setting.loop.init:
+        load_initial({"speech": encoder}, Path(setting.loop.init).expanduser())
+    lead = make(cfg.rollout, "rollout").lead_frames
+    return SpeechTask(encoder.to(setting.device), hear, speech, lead, source, setting.device, STEPS)
 
 
 def encode_clips(setting: Setting) -> dict[str, Any]:
@@ -152,13 +166,20 @@ def dit_task(setting: Setting) -> Task:
     torch.manual_seed(int(cfg.seed))  # the encoders are started by their own library
     models = {name: make(cfg.model[name], f"model.{name}") for name in ("dit", "text", "speech")}
     initialise_dit(models["dit"], int(cfg.seed))
+    if setting.device.type == "cpu":
+        attention.use(models["dit"], attention.plain)
     if setting.loop.init:
         load_initial(models, Path(setting.loop.init).expanduser())
+    trains = ["dit", "text", "speech"]
+    if settings.speech is not None:
+        trains.remove("speech")
+        load_exported(models["speech"], Path(settings.speech).expanduser() / "speech.safetensors")
+        models["speech"].requires_grad_(False)
     for module in models.values():
         module.to(setting.device)
     tokenizer = make(cfg.model.tokenizer, "model.tokenizer")
     parts = Parts(models["dit"], models["text"], tokenizer, models["speech"], codec, cfg.model.size_multiple)
-    return DitTask(parts, *conditions(cfg, settings), stores, setting.device, STEPS)
+    return DitTask(parts, *conditions(cfg, settings), stores, setting.device, STEPS, trains)
 
 
 def conditions(cfg: DictConfig, settings: DitSettings) -> tuple[DitSettings, EulerSampler, RolloutSettings, Any]:
@@ -172,6 +193,8 @@ def conditions(cfg: DictConfig, settings: DitSettings) -> tuple[DitSettings, Eul
 def lora_task(setting: Setting) -> Task:
     """Adapters of the models that `weights` names; those rest as the strategy places them."""
     cfg, settings, lora = setting.cfg, make(setting.cfg.dit, "dit"), make(setting.cfg.lora, "lora")
+    if setting.loop.optimiser != "adamw":
+        raise ValueError(f"train.optimiser={setting.loop.optimiser} is for whole matrices; adapters take adamw")
     given = conditions(cfg, settings)
     source = make(cfg.weights, "weights")
     dtypes = storage_type(cfg, "dit"), storage_type(cfg, "encoders")

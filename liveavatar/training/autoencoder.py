@@ -26,12 +26,15 @@ QUIET = -6.0
 
 
 class Autoencoder(nn.Module):
-    """A `WanCodec` that can be trained; its weights are the codec's, under the codec's names."""
+    """A `WanCodec` that can be trained, whole or its decoder alone; its weights are the codec's, by their names."""
 
-    def __init__(self, codec: WanCodec) -> None:
+    def __init__(self, codec: WanCodec, encoder_learns: bool = True) -> None:
         super().__init__()
         self.codec = codec
         codec.requires_grad_(True)
+        if not encoder_learns:
+            for half in encoder_half(codec):
+                half.requires_grad_(False)
 
     def posterior(self, video: Video) -> tuple[Latents, Latents]:
         """Mean and log-variance of the latents, not normalised. A clip has 1 + 4k frames."""
@@ -58,6 +61,12 @@ class Autoencoder(nn.Module):
         """The video again, through a sample of the posterior, and the posterior's mean and log-variance."""
         mean, log_variance = self.posterior(video)
         return self.render(mean + noise * (0.5 * log_variance).exp()), mean, log_variance
+
+
+def encoder_half(codec: WanCodec) -> tuple[nn.Module, nn.Module]:
+    """What makes latents of pictures: the encoder and the 1x1x1 convolution behind it."""
+    vae: Any = codec.vae
+    return vae.encoder, vae.quant_conv
 
 
 def latent_size(video: tuple[int, ...], z_dim: int) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from liveavatar.training.optimisers import Optimiser
 from liveavatar.training.saving import save_torch, write_whole
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class State:
 
     step: int
     modules: Mapping[str, nn.Module]
-    optimiser: torch.optim.Optimizer
+    optimiser: Optimiser
     average: list[Tensor] | None
 
 
@@ -82,7 +83,7 @@ class Checkpoints:
     def load(
         self,
         modules: Mapping[str, nn.Module],
-        optimiser: torch.optim.Optimizer,
+        optimiser: Optimiser,
         average: list[Tensor] | None,
         device: torch.device,
     ) -> int:

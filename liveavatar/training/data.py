@@ -18,7 +18,7 @@ from liveavatar.training.progress import progress
 from liveavatar.training.saving import save_array
 
 if TYPE_CHECKING:
-    from liveavatar.training.toon import Identity, Motion
+    from liveavatar.training.toon import Clip, Identity, Motion
 
 HELD_OUT = 1_000_000
 """Seeds of the procedural corpus from here on are never trained on."""
@@ -71,6 +71,27 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
+class Told:
+    """Sound at 16 kHz, and the curves of the mouth that belongs to it at 25 frames a second."""
+
+    sound: Float[np.ndarray, " samples"]
+    curves: Float[np.ndarray, "t k"]
+
+
+@runtime_checkable
+class TellingSource(Protocol):
+    """A source that knows how mouths move, without drawing them."""
+
+    @property
+    def kept(self) -> Sequence[int]: ...
+
+    @property
+    def held_out(self) -> Sequence[int]: ...
+
+    def tell(self, number: int) -> Told: ...
+
+
+@dataclass(frozen=True)
 class PictureBatch:
     """Videos in [-1, 1] and how much each pixel counts (1 on average outside the mouth)."""
 
@@ -103,14 +124,15 @@ class Pictures:
         self._shards = [self._shard(start) for start in progress(starts, "rendering pictures")]
 
     def batch(
-        self, rng: np.random.Generator, count: int, frames: int, size: tuple[int, int], mouth: float
+        self, rng: np.random.Generator, count: int, frames: int, size: tuple[int, int], mouth: float, crop: bool = False
     ) -> PictureBatch:
-        """`count` random runs of `frames` frames, half of them mirrored, scaled down where `size` is smaller.
+        """`count` random runs of `frames` frames, half of them mirrored.
 
+        Where `size` is smaller they are scaled down, or with `crop` a window is cut out that holds the mouth.
         The mouth's pixels count 1 + `mouth` times.
         """
         looks = [self._run(rng, frames) for _ in range(count)]
-        return assemble(looks, size, mouth)
+        return assemble([cut_out(rng, look, size) for look in looks] if crop else looks, size, mouth)
 
     def fixed(self, frames: int, size: tuple[int, int], mouth: float, limit: int = 64) -> Iterator[PictureBatch]:
         """The middle run of each clip, one by one."""
@@ -153,6 +175,19 @@ def assemble(looks: Sequence[Look], size: tuple[int, int], mouth: float) -> Pict
     return PictureBatch(video.contiguous(), 1 + mouth * box_mask(boxes, size).unsqueeze(1))
 
 
+def cut_out(rng: np.random.Generator, look: Look, size: tuple[int, int]) -> Look:
+    """A window of `size` (height, width) somewhere around the mouth of the middle frame; it stays for the whole run."""
+    left, top, right, bottom = look.mouth[len(look.mouth) // 2]
+    starts = []
+    for whole, part, near, far in zip(look.frames.shape[1:3], size, (top, left), (bottom, right), strict=True):
+        middle = (near + far) / 2 * whole + rng.uniform(-0.25, 0.25) * part
+        starts.append(int(np.clip(round(middle - part / 2), 0, whole - part)))
+    (row, column), (height, width) = starts, look.frames.shape[1:3]
+    moved = look.mouth * [width, height, width, height] - [column, row, column, row]
+    frames = look.frames[:, row : row + size[0], column : column + size[1]]
+    return Look(frames, moved / [size[1], size[0], size[1], size[0]])
+
+
 def box_mask(boxes: Float[Tensor, "b t 4"], size: tuple[int, int]) -> Float[Tensor, "b t H W"]:
     """1 inside each box, 0 outside; boxes are in shares of the picture."""
     rows = (torch.arange(size[0]) + 0.5)[None, None, :, None] / size[0]
@@ -190,15 +225,27 @@ class ToonSource:
         who, motion = Identity.sample(number), random_motion(number, frames)
         return Look(render(who, motion, size), mouth_boxes(who, motion, size))
 
-    def talk(self, number: int, size: tuple[int, int]) -> Talk:
-        from liveavatar.training.toon import make_clip, render, render_still
+    def tell(self, number: int) -> Told:
+        clip = self._clip(number)
+        return Told(clip.audio, _curves(clip.motion))
 
-        clip = make_clip(number, self.seconds, split="train" if number < HELD_OUT else self.SPLIT)
-        motion = clip.motion
-        curves = np.stack([motion.opening, motion.width, motion.rounding], axis=1)
+    def _clip(self, number: int) -> Clip:
+        from liveavatar.training.toon import make_clip
+
+        return make_clip(number, self.seconds, split="train" if number < HELD_OUT else self.SPLIT)
+
+    def talk(self, number: int, size: tuple[int, int]) -> Talk:
+        from liveavatar.training.toon import render, render_still
+
+        clip = self._clip(number)
+        motion, curves = clip.motion, _curves(clip.motion)
         boxes = mouth_boxes(clip.identity, motion, size)
         portrait = render_still(clip.identity, size)
         return Talk(render(clip.identity, motion, size), clip.audio, clip.prompt, portrait, boxes, curves)
+
+
+def _curves(motion: Motion) -> Float[np.ndarray, "t 3"]:
+    return np.stack([motion.opening, motion.width, motion.rounding], axis=1).astype(np.float32)
 
 
 def mouth_boxes(who: Identity, motion: Motion, size: tuple[int, int]) -> Float[np.ndarray, "t 4"]:

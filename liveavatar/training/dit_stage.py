@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from liveavatar.intake import Parts, SpeechSettings
 from liveavatar.models.dit.model import AvatarDiT
-from liveavatar.models.speech import PcmBuffer, WindowAudio
+from liveavatar.models.speech import WindowAudio
 from liveavatar.models.text import clean_text
 from liveavatar.sampling.conditioning import RolloutSettings
 from liveavatar.sampling.scheduler import EulerSampler
@@ -25,18 +25,16 @@ from liveavatar.training.latents import Encoded, LatentStore
 from liveavatar.training.loop import Draw
 from liveavatar.training.losses import velocity_error
 from liveavatar.training.preview import preview
+from liveavatar.training.speech_stage import CURVES, window_audio
 from liveavatar.types import BLOCK_FRAMES, BLOCK_LATENTS
 
 log = logging.getLogger(__name__)
-
-CURVES = 3
-"""Numbers by which a source says how the mouth moves: opening, width, rounding."""
 
 
 class DitTask:
     """The DiT with its text and speech encoders; `trains` names those that learn.
 
-    `kept` and `held_out` are prepared stores of clips.
+    `stores` are prepared: clips to train on, clips held out. What a speech encoder says that does not learn is kept.
     """
 
     def __init__(
@@ -66,6 +64,7 @@ class DitTask:
             self.listener = nn.Linear((heard.num_hidden_layers + 1) * heard.hidden_size, CURVES, device=device)
             self.modules = {**self.modules, "listener": self.listener}
         serve_clips(parts.dit, checkpointing)
+        self._features: dict[int, Tensor] = {}
         self._clip = lru_cache(maxsize=1024)(self.kept.load)
         self._frozen_words = lru_cache(maxsize=256)(self._read)
 
@@ -142,12 +141,11 @@ class DitTask:
         return found | figures
 
     def export(self, folder: Path) -> list[Path]:
-        """The components that learnt, each as safetensors under our own names."""
+        """What the DiT was trained with, each component as safetensors under our own names."""
         parts: dict[str, nn.Module] = {"dit": self.parts.dit, "text": self.parts.text, "speech": self.parts.speech}
         return [
-            export_module(parts[name], folder / f"{name}.safetensors", torch.float32, {"stage": "dit"})
-            for name in parts
-            if name in self.trains
+            export_module(module, folder / f"{name}.safetensors", torch.float32, {"stage": "dit"})
+            for name, module in parts.items()
         ]
 
     def _stack(self, tensors: Sequence[Tensor]) -> Tensor:
@@ -169,15 +167,23 @@ class DitTask:
 
     def _hear(self, clips: Sequence[Encoded], numbers: Sequence[int]) -> Tensor:
         """Speech features of one block of each clip, through the window that inference has."""
-        with torch.set_grad_enabled("speech" in self.trains and torch.is_grad_enabled()):
-            return torch.cat([self._window(clip).block(n) for clip, n in zip(clips, numbers, strict=True)])
+        if "speech" not in self.trains:
+            return torch.stack([self._said(clip)[n] for clip, n in zip(clips, numbers, strict=True)]).to(self.device)
+        heard = [self._window(clip).block(n) for clip, n in zip(clips, numbers, strict=True)]
+        return torch.cat(heard)
+
+    def _said(self, clip: Encoded) -> Tensor:
+        """Features [blocks, L, c, t] of a whole clip from an encoder that does not learn, made once."""
+        held = self._features.get(clip.number)
+        if held is None:
+            with torch.no_grad():
+                window = self._window(clip)
+                held = torch.cat([window.block(n) for n in range(clip.blocks)]).half().cpu()
+            self._features[clip.number] = held
+        return held.float()
 
     def _window(self, clip: Encoded) -> WindowAudio:
-        given = self.speech
-        sources = [PcmBuffer(clip.sound.to(self.device))]
-        return WindowAudio(
-            self.parts.speech, sources, given.left_s, given.right_s, given.norm_s, self.rollout.lead_frames
-        )
+        return window_audio(self.parts.speech, clip.sound.to(self.device), self.speech, self.rollout.lead_frames)
 
     def _sinks(self, clips: Sequence[Encoded], passage: Passage, generator: torch.Generator) -> list[ClipSink]:
         """The portrait, then the first latent of the stream, as the refresh makes it; a late passage has the second."""

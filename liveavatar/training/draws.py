@@ -16,6 +16,7 @@ class DitSettings:
     """What the DiT learns from (the `dit` node).
 
     vae: folder of exported VAE weights (`vae.safetensors`).
+    speech: folder of an exported speech encoder (`speech.safetensors`), which stays as it is; null trains one along.
     clips: clips of a batch.
     blocks: blocks of a clip that pass at once; more than the ring holds, so that it is seen wrapped.
     young: share of batches at the start of a stream, where the portrait is the reference; others stand anywhere up to
@@ -33,6 +34,7 @@ class DitSettings:
     """
 
     vae: str | None = None
+    speech: str | None = None
     clips: int = 4
     blocks: int = 6
     young: float = 0.35

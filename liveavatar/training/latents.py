@@ -23,6 +23,7 @@ from torch import Tensor
 from liveavatar.models.vae.codec import WanCodec
 from liveavatar.sampling.conditioning import DROPPED_FRAMES
 from liveavatar.sampling.decoding import MOTION_FRAMES, WARM_LATENTS
+from liveavatar.training.autoencoder import encoder_half
 from liveavatar.training.data import Source, Talk, box_mask
 from liveavatar.training.progress import progress
 from liveavatar.training.saving import write_whole
@@ -42,6 +43,7 @@ class Encoded:
     sound: Float[Tensor, " samples"]
     curves: Float[Tensor, "t k"] | None
     prompt: str
+    number: int = 0
 
     @property
     def blocks(self) -> int:
@@ -99,6 +101,7 @@ class LatentStore:
             held["sound"].float() / 32767,
             held.get("curves"),
             prompt,
+            self.numbers[index],
         )
 
     def _path(self, number: int) -> Path:
@@ -106,9 +109,10 @@ class LatentStore:
 
 
 def fingerprint(codec: WanCodec) -> str:
-    """A short word for the weights of a codec: latents of another one are not ours."""
+    """A short word for the encoder's weights: latents of another one are not ours, while any decoder may read them."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(codec.named_parameters()):
+    named = [pair for half in encoder_half(codec) for pair in half.named_parameters()]
+    for name, parameter in named:
         digest.update(name.encode())
         digest.update(parameter.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()[:12]
@@ -126,17 +130,25 @@ def encode_talk(talk: Talk, codec: WanCodec, size: tuple[int, int], device: torc
         raise ValueError(f"data: a clip of {len(talk.frames)} frames is too short; it needs {least} or more")
     frames = lagged(len(talk.frames), blocks * BLOCK_FRAMES)
     kept = codec.encode(_video(talk.frames[frames], talk.portrait, 1 + LATENT_STRIDE * (WARM_LATENTS - 1), device))
-    still = _video(talk.portrait[None], talk.portrait, MOTION_FRAMES - 1, device)
     tensors = {
         "latents": kept[0, :, WARM_LATENTS:].half(),
-        "reference": codec.encode(still[:, :, :1])[0].half(),
-        "motion": codec.encode(still)[0].half(),
+        "reference": kept[0, :, :1].half(),
+        "motion": still_motion(kept[0, :, :WARM_LATENTS]).half(),
         "mouth": mouth_mask(talk.mouth, frames, size).half(),
         "sound": torch.from_numpy((np.clip(talk.sound, -1, 1) * 32767).round().astype(np.int16)),
     }
     if talk.curves is not None:
         tensors["curves"] = torch.from_numpy(talk.curves[frames].astype(np.float32))
     return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def still_motion(start: Float[Tensor, "16 7 h w"]) -> Float[Tensor, "16 m h w"]:
+    """Latents of a picture that stands still for all motion frames, from the first seven of them.
+
+    The encoder's causal convolutions have seen nothing but that picture by then: the rest repeat the last one.
+    """
+    rest = 1 + (MOTION_FRAMES - 1) // LATENT_STRIDE - start.shape[1]
+    return torch.cat((start, start[:, -1:].expand(-1, rest, -1, -1)), dim=1)
 
 
 def lagged(frames: int, wanted: int) -> np.ndarray:

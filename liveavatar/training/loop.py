@@ -11,8 +11,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from liveavatar.training.checkpoint import Checkpoints, State
 from liveavatar.training.losses import one_cycle
+from liveavatar.training.optimisers import NAMES, make_optimiser
 from liveavatar.training.progress import Bar
 
 log = logging.getLogger(__name__)
@@ -34,9 +35,12 @@ class LoopSettings:
     steps: optimiser steps in all; null takes the stage's own count.
     accumulate: micro-batches whose gradients make one step.
     lr: peak learning rate; it rises over `warmup` steps and falls by half a cosine to `lr_floor` of the peak.
+    optimiser: adamw, or muon for the matrices inside the blocks (stages that train whole blocks).
     betas, weight_decay, clip: AdamW's, and the largest norm of the gradient.
     ema: decay of the running average of the weights, which is what is validated and exported; 0 keeps none.
     autocast: null, or bf16 for products in bfloat16 (weights and their averages stay float32).
+    products: null, or bf16: all tensors stay float32, but a processor that can multiply matrices in bfloat16 may; less
+        is converted than with autocast, which pays where matrices are small.
     compile: let PyTorch fuse the stage's forward; pays after a minute.
     save_every, validate_every, log_every: steps; 0 never (the end is always saved and validated).
     save_minutes: save at the latest after so many minutes.
@@ -52,11 +56,13 @@ class LoopSettings:
     lr: float = 1e-3
     warmup: int = 50
     lr_floor: float = 0.02
+    optimiser: str = "adamw"
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0
     clip: float = 1.0
     ema: float = 0.999
     autocast: str | None = None
+    products: str | None = None
     compile: bool = False
     save_every: int = 0
     save_minutes: float = 5.0
@@ -77,8 +83,11 @@ class LoopSettings:
             raise ValueError(f"train.steps={self.steps} must be 1 or more, or null for the stage's own count")
         if self.ema >= 1:
             raise ValueError(f"train.ema={self.ema} would never take in a new weight; use a value below 1, as 0.999")
-        if self.autocast not in (None, "bf16"):
-            raise ValueError(f"train.autocast={self.autocast!r} is unknown; write bf16 or null")
+        if self.optimiser not in NAMES:
+            raise ValueError(f"train.optimiser={self.optimiser!r} is unknown; write one of {', '.join(NAMES)}")
+        for key in ("autocast", "products"):
+            if getattr(self, key) not in (None, "bf16"):
+                raise ValueError(f"train.{key}={getattr(self, key)!r} is unknown; write bf16 or null")
 
 
 @dataclass(frozen=True)
@@ -172,12 +181,8 @@ class Trainer:
     def __post_init__(self) -> None:
         self.steps = self.settings.steps or self.task.steps
         self.parameters = [p for module in self.task.modules.values() for p in module.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(
-            self.parameters,
-            lr=self.settings.lr,
-            betas=(self.settings.betas[0], self.settings.betas[1]),
-            weight_decay=self.settings.weight_decay,
-        )
+        given = self.settings
+        self.optimiser = make_optimiser(self.task.modules, given.optimiser, given.lr, given.betas, given.weight_decay)
         self.average = [p.detach().clone() for p in self.parameters] if self.settings.ema else None
         self.checkpoints = Checkpoints(self.directory, self.config)
         self.shown = self.directory if self.rank == 0 else None
@@ -192,7 +197,8 @@ class Trainer:
         with Bar("training", self.steps, quiet=self.shown is None) as shown:
             shown(self.step, "")
             while self.step < self.steps:
-                figures = self._advance()
+                with _products(self.settings.products):
+                    figures = self._advance()
                 shown(self.step, f"loss {figures['loss']:.4f}")
                 now = time.monotonic()
                 if self._due(self.settings.validate_every):
@@ -296,6 +302,17 @@ class Trainer:
         if self.settings.resume and self.checkpoints.last is not None:
             self.step = self.checkpoints.load(self.task.modules, self.optimiser, self.average, self.device)
             log.info("resumed at step %d from %s", self.step, self.checkpoints.last)
+
+
+@contextmanager
+def _products(kind: str | None) -> Iterator[None]:
+    """Inside, float32 products may be made in bfloat16 where `kind` says so."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium" if kind == "bf16" else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class _Swapped(AbstractContextManager[None]):

@@ -25,12 +25,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the training: `steps` of `batch` videos of `frames` (1 or 1 + 4k) at `size` (height, width)."""
+    """A part of the training: `steps` of `batch` videos of `frames` (1 or 1 + 4k) at `size` (height, width).
+
+    With `crop` the videos are windows around the mouth in full resolution, else whole pictures scaled to that size.
+    """
 
     steps: int
     size: tuple[int, int]
     frames: int
     batch: int
+    crop: bool = False
 
     def __post_init__(self) -> None:
         if (self.frames - 1) % 4 or self.frames < 1:
@@ -55,6 +59,8 @@ class VaeSettings:
     kl: weight of the divergence from a normal posterior, per latent value.
     mouth: by how much more than others the pixels around the mouth count.
     statistics: batches from which the latents' mean and deviation are measured at the end.
+    learns: both halves, or the decoder alone behind an encoder that stays (with train.init): latents that a DiT was
+        trained on keep their meaning, and it may be trained meanwhile.
     """
 
     phases: Sequence[Mapping[str, Any]]
@@ -64,10 +70,13 @@ class VaeSettings:
     kl: float = 1e-4
     mouth: float = 2.0
     statistics: int = 64
+    learns: str = "both"
 
     def __post_init__(self) -> None:
         if not self.phases:
             raise ValueError("vae.phases is empty: give at least one phase, as [{steps: 100, size: [64, 64], …}]")
+        if self.learns not in ("both", "decoder"):
+            raise ValueError(f"vae.learns={self.learns!r} is unknown; write both or decoder")
         longest = max(phase.frames for phase in self.schedule())
         if longest > self.picture_frames:
             raise ValueError(
@@ -76,7 +85,10 @@ class VaeSettings:
             )
 
     def schedule(self) -> list[Phase]:
-        return [Phase(int(p["steps"]), tuple(p["size"]), int(p["frames"]), int(p["batch"])) for p in self.phases]
+        return [
+            Phase(int(p["steps"]), tuple(p["size"]), int(p["frames"]), int(p["batch"]), bool(p.get("crop", False)))
+            for p in self.phases
+        ]
 
 
 class VaeTask:
@@ -93,7 +105,7 @@ class VaeTask:
     ) -> None:
         self.codec, self.settings, self.device = codec, settings, device
         self.pictures, self.held_out = pictures, held_out
-        self.model = Autoencoder(codec).to(device)
+        self.model = Autoencoder(codec, settings.learns == "both").to(device)
         self.modules: Mapping[str, nn.Module] = {"vae": codec}
         self.phases = settings.schedule()
         self.steps = sum(phase.steps for phase in self.phases)
@@ -110,7 +122,8 @@ class VaeTask:
 
     def loss(self, draw: Draw) -> tuple[Tensor, dict[str, float]]:
         phase, given = self.phase(draw.step), self.settings
-        batch = self.pictures.batch(np.random.default_rng(draw.key), phase.batch, phase.frames, phase.size, given.mouth)
+        rng = np.random.default_rng(draw.key)
+        batch = self.pictures.batch(rng, phase.batch, phase.frames, phase.size, given.mouth, phase.crop)
         video = batch.video.to(self.device).contiguous(memory_format=torch.channels_last_3d)
         weight = batch.weight.to(self.device)
         noise = torch.randn(latent_size(batch.video.shape, self.codec.z_dim), generator=draw.generator())
@@ -127,7 +140,7 @@ class VaeTask:
 
     def validate(self, step: int, folder: Path | None) -> dict[str, float]:
         """Decibels on whole held-out pictures at full size, alone and as clips; the mouth's for itself."""
-        size = self.phases[-1].size
+        size = self.pictures.size if self.phases[-1].crop else self.phases[-1].size
         found: dict[str, list[float]] = {}
         rows = []
         longest = max(phase.frames for phase in self.phases)
@@ -148,12 +161,15 @@ class VaeTask:
     @torch.no_grad()
     def export(self, folder: Path) -> list[Path]:
         """`vae.safetensors`, with the latents' statistics folded into the convolutions beside them."""
+        to, about = folder / "vae.safetensors", {"stage": "vae"}
+        if self.settings.learns == "decoder":  # the statistics were folded in when the encoder was exported
+            return [export_module(self.codec, to, torch.float32, about)]
         weights = {name: p.detach().clone() for name, p in self.codec.named_parameters()}
         mean, std = self.statistics()
         try:
             fold_statistics(self.codec, mean, std)
-            about = {"stage": "vae", "mean": str(mean.tolist()), "std": str(std.tolist())}
-            return [export_module(self.codec, folder / "vae.safetensors", torch.float32, about)]
+            about |= {"mean": str(mean.tolist()), "std": str(std.tolist())}
+            return [export_module(self.codec, to, torch.float32, about)]
         finally:
             for name, p in self.codec.named_parameters():
                 p.copy_(weights[name])
@@ -164,7 +180,8 @@ class VaeTask:
         moments, phase = Moments(), self.phases[-1]
         for index in range(self.settings.statistics):
             rng = np.random.default_rng([2**31, index])
-            batch = self.pictures.batch(rng, 2, phase.frames, phase.size, 0.0)
+            size = self.pictures.size if phase.crop else phase.size
+            batch = self.pictures.batch(rng, 2, phase.frames, size, 0.0)
             moments.add(self.model.posterior(batch.video.to(self.device))[0].cpu())
         return moments.values()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from liveavatar.training.data import Look, Talk
+from liveavatar.training.data import Look, Talk, Told
 from liveavatar.types import FPS, SPEECH_RATE
 
 
@@ -31,6 +31,11 @@ class Discs:
         opening = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(frames) / (5 + number % 4))
         curves = np.stack([opening, 0 * opening, 0 * opening], axis=1).astype(np.float32)
         return Talk(look.frames, sound, f"person {number}", _drawn(number, np.zeros(1), size)[0], look.mouth, curves)
+
+    def tell(self, number: int) -> Told:
+        talk = self.talk(number, (16, 16))
+        assert talk.curves is not None
+        return Told(talk.sound, talk.curves)
 
 
 def _drawn(number: int, opening: np.ndarray, size: tuple[int, int]) -> np.ndarray:

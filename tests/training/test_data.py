@@ -10,7 +10,7 @@ import torch
 
 from liveavatar.media.mp4 import Mp4Writer
 from liveavatar.sampling.scheduler import EulerSampler
-from liveavatar.training.data import HELD_OUT, Look, Pictures, ToonSource, assemble
+from liveavatar.training.data import HELD_OUT, Look, Pictures, ToonSource, assemble, cut_out
 from liveavatar.training.draws import DitSettings, draw_passage
 from liveavatar.training.folder import FolderSource
 from liveavatar.training.latents import lagged
@@ -79,6 +79,22 @@ def test_pictures_are_rendered_once_and_whole(tmp_path: Path) -> None:
     again.prepare()
     same = again.batch(np.random.default_rng(0), 4, 5, (32, 32), mouth=2.0)
     assert torch.equal(same.video, batch.video)
+
+
+def test_a_window_is_cut_out_around_the_mouth() -> None:
+    rows, columns = np.mgrid[:64, :96]
+    frames = np.repeat(np.stack((rows, columns, 0 * rows), axis=-1)[None], 3, axis=0).astype(np.uint8)
+    look = Look(frames, np.repeat(np.float32([[0.5, 0.75, 0.625, 0.875]]), 3, axis=0))
+    cut = cut_out(np.random.default_rng(0), look, (32, 48))
+    assert cut.frames.shape == (3, 32, 48, 3)
+    assert np.array_equal(cut.frames[0], cut.frames[2])
+    left, top, right, bottom = cut.mouth[0] * [48, 32, 48, 32]
+    place = cut.frames[0, 0, 0].astype(int)  # row and column of the window's corner
+    assert np.allclose(
+        [left + place[1], top + place[0], right + place[1], bottom + place[0]], [48, 48, 60, 56], atol=1e-3
+    )
+    assert 0 < left < right < 48
+    assert 0 < top < bottom <= 32
 
 
 def test_scaling_and_mirroring_keep_what_is_seen() -> None:

@@ -83,6 +83,47 @@ def test_the_dit_and_its_encoders_learn_and_resume(vae: Path) -> None:
     assert journal(vae / "stopped") == journal(vae / "dit")
 
 
+def test_a_speech_encoder_learns_apart_and_then_stays(vae: Path) -> None:
+    given = ["train.lr=0.003", "hear.windows=2", "hear.held_out=1", "train.save_every=2"]
+    figures = run(vae, "speech", *given, "train.steps=30")
+    lines = journal(vae / "speech")
+    assert np.mean([line["loss"] for line in lines[-5:]]) < 0.7 * np.mean([line["loss"] for line in lines[:5]])
+    assert -1 <= figures["validation/r_opening"] <= 1
+    heard = vae / "speech" / "export"
+    fixed = [f"dit.vae={vae / 'vae' / 'export'}", f"dit.speech={heard}", f"output.dir={vae / 'apart'}"]
+    run(vae, "dit", *fixed, "train.steps=2", "train.save_every=1", "train.optimiser=muon")
+    assert sorted(path.name for path in (vae / "apart" / "export").iterdir()) == [
+        "dit.safetensors", "speech.safetensors", "text.safetensors",
+    ]  # fmt: skip
+    before, after = (load_file(folder / "speech.safetensors") for folder in (heard, vae / "apart" / "export"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_what_is_heard_before_a_block_is_its_own_window(vae: Path) -> None:
+    from liveavatar.training.folder import FolderSource
+    from liveavatar.training.speech_stage import checked_source, window_audio
+
+    cfg = config(vae, "speech")
+    torch.manual_seed(0)
+    encoder, given = make(cfg.model.speech, "model.speech"), make(cfg.speech, "speech")
+    audio = window_audio(encoder, torch.randn(16000), given, 3)
+    assert torch.equal(audio.heard(audio.sources[0], 1)[None], audio.block(1))
+    assert torch.equal(audio.heard(audio.sources[0], 1, before=2)[..., 2:], audio.block(1)[0])
+    with pytest.raises(ValueError, match="before=60"):
+        audio.heard(audio.sources[0], 1, before=60)
+    with pytest.raises(ValueError, match="curves of the mouth"):
+        checked_source(FolderSource.__new__(FolderSource))
+
+
+def test_muon_resumes_with_the_losses_of_an_unbroken_run(vae: Path) -> None:
+    given = [f"dit.vae={vae / 'vae' / 'export'}", "train.steps=3", "train.save_every=1", "train.optimiser=muon"]
+    run(vae, "dit", *given, f"output.dir={vae / 'muon'}")
+    run(vae, "dit", *given, f"output.dir={vae / 'cut'}", "train.stop_minutes=0.00001")
+    assert len(journal(vae / "cut")) == 1
+    run(vae, "dit", *given, f"output.dir={vae / 'cut'}")
+    assert journal(vae / "cut") == journal(vae / "muon")
+
+
 def test_a_run_starts_from_another_finished_or_not(vae: Path, tmp_path: Path) -> None:
     exported = load_file(vae / "vae" / "export" / "vae.safetensors")
     still = ["train.steps=1", "train.lr=1e-12", "train.ema=0", "vae.statistics=1"]
@@ -96,6 +137,29 @@ def test_a_run_starts_from_another_finished_or_not(vae: Path, tmp_path: Path) ->
     assert all(torch.allclose(mine, average, atol=1e-9) for mine, average in zip(begun.values(), averages, strict=True))
     with pytest.raises(ValueError, match=r"train\.init=.*holds neither vae\.safetensors"):
         run(vae, "vae", *still, f"train.init={tmp_path}", f"output.dir={tmp_path / 'none'}")
+
+
+def test_a_decoder_learns_behind_an_encoder_that_stays(vae: Path, tmp_path: Path) -> None:
+    from liveavatar.models.vae.codec import WanCodec
+    from liveavatar.training.latents import fingerprint
+    from liveavatar.training.weights import load_exported
+
+    first, next_ = vae / "vae" / "export", tmp_path / "vae" / "export"
+    run(tmp_path, "vae", "vae.learns=decoder", f"train.init={first}", "train.optimiser=muon", "train.products=bf16")
+    before, after = (load_file(folder / "vae.safetensors") for folder in (first, next_))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all(name.startswith(("vae.decoder.", "vae.post_quant_conv.")) for name in moved)
+    words = []
+    for folder in (first, next_):
+        codec = WanCodec(base_dim=before["vae.decoder.norm_out.gamma"].shape[0])
+        load_exported(codec, folder / "vae.safetensors")
+        words.append(fingerprint(codec))
+    assert words[0] == words[1]  # latents that were made stay valid
+    with torch.no_grad():
+        next(codec.vae.encoder.parameters()).add_(1e-3)
+    assert fingerprint(codec) != words[0]
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_a_step_of_the_dit_reaches_every_weight(vae: Path) -> None:
@@ -218,6 +282,11 @@ def test_another_configuration_is_refused_with_the_differences(tmp_path: Path) -
         ("vae", ["vae.picture_frames=1"], r"vae\.picture_frames=5"),
         ("dit", [], r"dit\.vae is not set"),
         ("dit", ["dit.vae=/nowhere"], "does not exist"),
+        ("dit", ["train.optimiser=sgd"], r"train\.optimiser='sgd'"),
+        ("vae", ["vae.learns=encoder"], r"vae\.learns='encoder'"),
+        ("vae", ["train.products=fp8"], r"train\.products='fp8'"),
+        ("lora", ["train.optimiser=muon"], r"train\.optimiser=muon"),
+        ("speech", ["hear.windows=0"], r"hear\.windows=0"),
         ("dit", ["dit.young=2"], r"dit\.young=2"),
         ("lora", ["lora.rank=0"], r"lora\.rank=0"),
         ("vae", ["logger.wandb=loud"], r"logger\.wandb='loud'"),

@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Float
 
-from liveavatar.training.toon.espeak import Phoneme
+from liveavatar.media.espeak import Phoneme
 from liveavatar.types import FPS, SPEECH_RATE
 
 HOP_RATE = 100

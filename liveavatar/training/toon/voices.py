@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from liveavatar.training.toon.espeak import Line, Phoneme, speak
+from liveavatar.media.espeak import Line, Phoneme, speak
 from liveavatar.training.toon.texts import LANGUAGES, sentence
 from liveavatar.types import SPEECH_RATE
 

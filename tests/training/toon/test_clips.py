@@ -7,10 +7,11 @@ import sys
 import numpy as np
 import pytest
 
-from liveavatar.training.toon import corpus, espeak, make_clip, read_prompt
+from liveavatar.media import espeak
+from liveavatar.media.espeak import Line, Phoneme, speak
+from liveavatar.training.toon import corpus, make_clip, read_prompt
 from liveavatar.training.toon.__main__ import main
 from liveavatar.training.toon.clips import FACES
-from liveavatar.training.toon.espeak import Line, Phoneme, speak
 from liveavatar.training.toon.prompts import EMOTIONS, GESTURES, LIGHTS, Attributes, write_prompt
 from liveavatar.training.toon.speech import CURVES, mouth
 from liveavatar.training.toon.texts import LANGUAGES, sentence
