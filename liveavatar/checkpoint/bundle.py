@@ -20,8 +20,14 @@ from liveavatar.checkpoint.read import RandomWeights
 COMPONENTS = ("dit", "text", "speech", "vae")
 
 
+def split(name: str) -> tuple[str, str]:
+    """Component of a name in a run, and the name within it: those of the DiT are its own, all others are prefixed."""
+    first, _, own = name.partition(".")
+    return (first, own) if first in COMPONENTS else ("dit", name)
+
+
 class Bundle:
-    """The tensors of a bundle folder (a `TensorSource` under names that begin with their component).
+    """The tensors of a bundle folder (a `TensorSource`; see `split` for its names).
 
     dir: the folder. seed: of the random numbers for components that the folder lacks.
     Raises ValueError when the folder is missing, empty or holds an unreadable file, or when a file lacks a tensor that
@@ -48,7 +54,7 @@ class Bundle:
         return self.dir.name + (f" ({', '.join(random)}: random)" if random else "")
 
     def read(self, name: str, shape: torch.Size) -> Tensor:
-        component, _, own = name.partition(".")
+        component, own = split(name)
         if component not in self._files:
             return self.random.read(name, shape)
         path = self.dir / f"{component}.safetensors"
@@ -61,6 +67,14 @@ class Bundle:
                 f"{list(shape)}: does model=… match the bundle?"
             )
         return tensor
+
+
+def embedded(model: str, seed: int = 0) -> Bundle | RandomWeights:
+    """The weights that ship with the package for a model of that name, or random ones of that seed where none do."""
+    folder = Path(__file__).resolve().parents[1] / "weights" / model
+    if not any((folder / f"{component}.safetensors").is_file() for component in COMPONENTS):
+        return RandomWeights(seed)
+    return Bundle(folder, seed)
 
 
 def _opened(path: Path) -> Any:

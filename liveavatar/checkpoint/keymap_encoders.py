@@ -108,3 +108,17 @@ SPEECH = KeyMap(
     ],
 )
 """wav2vec2 with its letter head as published <-> `models.speech.SpeechEncoder`."""
+
+TEXT_TRANSFORMERS = KeyMap(
+    "text encoder",
+    [("shared.weight", "stack.embed_tokens.weight"), ("encoder.{*}", "stack.{*}")],
+    ignored={
+        "encoder.embed_tokens.weight": "the same tensor as shared.weight",
+        "decoder.{*}": "only prompts are read",
+        "lm_head.{*}": "only prompts are read",
+    },
+)
+"""umT5 as transformers keeps it <-> `models.text.TextEncoder`."""
+
+VAE_DIFFUSERS = KeyMap("VAE", [("{*}", "vae.{*}")])
+"""Wan 2.1 VAE as diffusers keeps it <-> `models.vae.WanCodec`."""

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from liveavatar.checkpoint.files import TensorFile
 from liveavatar.checkpoint.keymap import KeyMap
-from liveavatar.checkpoint.read import TensorSource, expect
+from liveavatar.checkpoint.read import TensorSource, expect, read_rows
 from liveavatar.ops.lora import merge
 
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<part>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
@@ -43,12 +43,7 @@ class LoraWeights:
         self, base: TensorSource, path: Path, keymap: KeyMap, alpha: float = 64.0, weight: float = 1.0
     ) -> None:
         self.base, self.path, self.alpha, self.weight = base, Path(path), alpha, weight
-        if not self.path.is_file():
-            raise ValueError(f"weights.lora={self.path} does not exist: give the path of a LoRA safetensors file")
-        try:
-            self._file = safe_open(self.path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"weights.lora={self.path} is not a readable safetensors file: {error}") from error
+        self._file = TensorFile(self.path, "weights.lora")
         self._content = self._sorted(keymap)
 
     @property
@@ -76,7 +71,7 @@ class LoraWeights:
 
     def read(self, name: str, shape: torch.Size) -> Tensor:
         if name in self._content.whole:
-            whole = self._file.get_tensor(self._content.whole[name])
+            whole = self._file.read(self._content.whole[name])
             if whole.shape != shape:
                 raise ValueError(
                     f"{self.path}: {self._content.whole[name]!r} has shape {list(whole.shape)}, but the model's is "
@@ -84,22 +79,44 @@ class LoraWeights:
                 )
             return whole
         tensor = self.base.read(name, shape)
-        pair = self._content.pairs.get(name)
-        if pair is None:
+        if name not in self._content.pairs:
             return tensor
+        return merge(tensor, *self._pair(name, shape))
+
+    def pairs(self, shapes: Mapping[str, torch.Size]) -> dict[str, tuple[Tensor, Tensor, float]]:
+        """All pairs as (down, up, scale), for matrices of these shapes.
+
+        Raises ValueError for a file that holds whole tensors, or pairs for other matrices.
+        """
+        strange = [*self._content.whole.values(), *(name for name in self._content.pairs if name not in shapes)]
+        if strange:
+            raise ValueError(
+                f"{self.path} changes {strange[0]!r} and {len(strange) - 1} others that cannot be changed beside the "
+                "weights: merge it by weights.lora, if it is a LoRA for this model"
+            )
+        return {name: self._pair(name, shapes[name]) for name in self._content.pairs}
+
+    def _pair(self, name: str, shape: torch.Size) -> tuple[Tensor, Tensor, float]:
+        pair = self._content.pairs[name]
         assert pair.down is not None
         assert pair.up is not None
-        down, up = self._file.get_tensor(pair.down), self._file.get_tensor(pair.up)
+        down, up = self._file.read(pair.down), self._file.read(pair.up)
         if (up.shape[0], down.shape[-1]) != tuple(shape) or up.shape[-1] != down.shape[0]:
             raise ValueError(
                 f"{self.path}: the pair of {name!r} is {list(up.shape)} by {list(down.shape)}, but the model's "
                 f"matrix is {list(shape)}: is it a LoRA for this model?"
             )
-        return merge(tensor, down, up, self.weight * self.alpha / down.shape[0])
+        return down, up, self.weight * self.alpha / down.shape[0]
+
+    def read_rows(self, name: str, shape: torch.Size, start: int, stop: int) -> Tensor:
+        """Rows alone where nothing lies over the base; else out of the whole, so that all cuts have the same bits."""
+        if name in self._content.whole or name in self._content.pairs:
+            return self.read(name, shape)[start:stop]
+        return read_rows(self.base, name, shape, start, stop)
 
     def _sorted(self, keymap: KeyMap) -> _Content:
         content = _Content()
-        for key in self._file.keys():  # noqa: SIM118 - not a dict
+        for key in self._file.places:
             bare = key
             for prefix in PREFIXES:
                 bare = bare.removeprefix(prefix)

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
-
-from liveavatar.checkpoint.keymap import KeyMap
 
 
 class TensorSource(Protocol):
@@ -33,6 +29,12 @@ def expect(source: TensorSource, shapes: Mapping[str, torch.Size]) -> None:
     check = getattr(source, "expect", None)
     if check is not None:
         check(shapes)
+
+
+def read_rows(source: TensorSource, name: str, shape: torch.Size, start: int, stop: int) -> Tensor:
+    """Rows `start` .. `stop` of a tensor: alone, where the source can do that, else out of the whole."""
+    partial = getattr(source, "read_rows", None)
+    return source.read(name, shape)[start:stop] if partial is None else partial(name, shape, start, stop)
 
 
 class RandomWeights:
@@ -67,45 +69,3 @@ class RandomWeights:
             return values * 0.3
         fan_in = math.prod(values.shape[1:])
         return values / math.sqrt(fan_in)
-
-
-class SafetensorsWeights:
-    """Tensors of one safetensors file under published names, found through a key map.
-
-    Raises ValueError when the file is missing or unreadable, or lacks a tensor that the model has.
-    """
-
-    def __init__(self, path: Path, keymap: KeyMap) -> None:
-        self.path, self.keymap = Path(path), keymap
-        if not self.path.is_file():
-            raise ValueError(f"weights file {self.path} does not exist: check weights.dir")
-        try:
-            self._file = safe_open(self.path, framework="pt")
-        except Exception as error:  # safetensors raises a class of its own making
-            raise ValueError(f"weights file {self.path} is not a readable safetensors file: {error}") from error
-        try:
-            self._published = keymap.rename({name: name for name in self._file.keys()})  # noqa: SIM118 - not a dict
-        except KeyError as error:
-            raise ValueError(f"{self.path}: {error.args[0]}") from error
-
-    @property
-    def origin(self) -> str:
-        return self.path.name
-
-    def names(self) -> Iterator[str]:
-        """Our names of everything in the file, ignored entries left out."""
-        return iter(self._published)
-
-    def read(self, name: str, shape: torch.Size) -> Tensor:
-        if name not in self._published:
-            raise ValueError(
-                f"{self.path} holds no tensor {self.keymap.to_published(name)!r}, which the model needs: "
-                "is it a checkpoint of this model?"
-            )
-        tensor = self._file.get_tensor(self._published[name])
-        if tensor.shape != shape:
-            raise ValueError(
-                f"{self.path}: {self._published[name]!r} has shape {list(tensor.shape)}, but the model of this "
-                f"configuration wants {list(shape)}: does model=… match the checkpoint?"
-            )
-        return tensor

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from liveavatar.checkpoint.read import TensorSource
+from liveavatar.checkpoint.read import TensorSource, read_rows
 
 ALIGN = 256
 """Bytes: the cache line of every device here divides it, and so does the alignment of vector loads."""
@@ -53,7 +53,7 @@ class SlabLayout:
         for name, parameter in unit.named_parameters():
             if names is not None and name not in names:
                 continue
-            entries[name] = Entry(end, parameter.shape, dtype)
+            entries[name] = Entry(end, parameter.shape, stored_as(name, parameter, dtype))
             end = _up(end + entries[name].nbytes, ALIGN)
         return cls(entries, _up(end, ALIGN * parts), parts)
 
@@ -73,9 +73,32 @@ class SlabLayout:
             low, high = max(start, entry.offset), min(stop, entry.offset + entry.nbytes)
             if low >= high:
                 continue
-            tensor = source.read(f"{prefix}.{path}", entry.shape).to(entry.dtype).contiguous()
-            flat = tensor.view(-1).view(torch.uint8)
-            target[low - start : high - start].copy_(flat[low - entry.offset : high - entry.offset])
+            rows = max(1, entry.shape[0] if entry.shape else 1)
+            each = max(1, entry.nbytes // rows)
+            first, last = (low - entry.offset) // each, -(-(high - entry.offset) // each)
+            whole = not entry.shape or (first == 0 and last >= rows)
+            key = f"{prefix}.{path}"
+            tensor = source.read(key, entry.shape) if whole else read_rows(source, key, entry.shape, first, last)
+            flat = tensor.to(entry.dtype).contiguous().view(-1).view(torch.uint8)
+            begin = entry.offset + (0 if whole else first * each)
+            target[low - start : high - start].copy_(flat[low - begin : high - begin])
+
+
+ONE_BYTE = (torch.float8_e4m3fn, torch.int8)
+
+
+def stored_as(name: str, parameter: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """What a parameter rests as where others rest as `dtype`: quantised matrices and their scales as they are."""
+    return parameter.dtype if parameter.dtype in ONE_BYTE or name.rpartition(".")[2] == "scale" else dtype
+
+
+def retype(module: nn.Module, dtype: torch.dtype) -> None:
+    """Let the parameters of a module on meta be of the type in which they will rest."""
+    for owner in module.modules():
+        for name, parameter in list(owner._parameters.items()):
+            if parameter is not None:
+                kind = stored_as(name, parameter, dtype)
+                owner._parameters[name] = nn.Parameter(parameter.data.to(kind), requires_grad=False)
 
 
 def _up(value: int, multiple: int) -> int:
@@ -92,10 +115,10 @@ def allocate(nbytes: int, device: torch.device, pinned: bool = False) -> Tensor:
 def vacate(unit: nn.Module, dtype: torch.dtype, device: torch.device, names: Collection[str] | None = None) -> None:
     """Replace a unit's parameters (`names` alone, where given) by empty ones: what it is while they are elsewhere."""
     for path, module in unit.named_modules():
-        for name in [name for name, parameter in module._parameters.items() if parameter is not None]:
+        for name, parameter in [(name, value) for name, value in module._parameters.items() if value is not None]:
             if names is not None and (f"{path}.{name}" if path else name) not in names:
                 continue
-            empty = torch.empty(0, dtype=dtype, device=device)
+            empty = torch.empty(0, dtype=stored_as(name, parameter, dtype), device=device)
             module._parameters[name] = nn.Parameter(empty, requires_grad=False)
 
 

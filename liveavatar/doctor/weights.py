@@ -17,17 +17,24 @@ DEPTH = 4
 HEADER = 100_000_000
 """Bytes: no header of a safetensors file is longer."""
 
+SHIPPED = Path(__file__).resolve().parents[1] / "weights"
+"""Folders of weights that ship with the package, by the name of the model."""
+
 PARTIAL = (".incomplete", ".part", ".tmp", ".aria2", ".crdownload")
 TORCH = (".pth", ".pt", ".bin", ".ckpt")
 POINTER = b"version https://git-lfs"
-FETCH = "hf download {repo} --local-dir {folder}"
+FETCH = "python -m liveavatar.convert fetch weights.dir={folder}"
 
 
 def check_weights(config: Mapping[str, Any]) -> list[Finding]:
     """What `weights` names: random ones, a folder, or a LoRA file; and the tokenizer's folder of the model."""
     node: Mapping[str, Any] = config.get("weights") or {}
     found = []
-    if str(node.get("_target_", "")).endswith("RandomWeights"):
+    target = str(node.get("_target_", ""))
+    shipped = SHIPPED / str(node.get("model"))
+    if target.endswith(".embedded") and shipped.is_dir():
+        found += check_folder(shipped)
+    elif target.endswith((".embedded", ".RandomWeights")):
         found.append(
             Finding(
                 GROUP,
@@ -39,8 +46,7 @@ def check_weights(config: Mapping[str, Any]) -> list[Finding]:
         )
     if node.get("dir"):
         found += check_folder(Path(str(node["dir"])).expanduser())
-    if node.get("lora"):
-        path = Path(str(node["lora"])).expanduser()
+    for path in _loras(node.get("lora")):
         trouble = _trouble(path) if path.is_file() else "does not exist"
         found.append(
             Finding(
@@ -57,9 +63,18 @@ def check_weights(config: Mapping[str, Any]) -> list[Finding]:
     return found
 
 
+def _loras(given: Any) -> list[Path]:
+    """The LoRA files that `weights.lora` names; `auto` names none."""
+    if given in (None, "auto"):
+        return []
+    entries = given if isinstance(given, list) else [given]
+    paths = [entry.get("path", "") if isinstance(entry, Mapping) else entry for entry in entries]
+    return [Path(str(path)).expanduser() for path in paths]
+
+
 def check_folder(folder: Path) -> list[Finding]:
     """Every file of weights below a folder, the indices that name them, and leftovers of broken downloads."""
-    mend = FETCH.format(repo="Wan-AI/Wan2.2-S2V-14B", folder=folder)
+    mend = FETCH.format(folder=folder)
     if not folder.is_dir():
         return [Finding(GROUP, "weights.dir", FAIL, f"{folder} is no folder", mend)]
     files = [path for path in _below(folder, DEPTH) if path.suffix in (".safetensors", *TORCH)]
@@ -139,7 +154,10 @@ def _safetensors(file: BinaryIO, size: int) -> str | None:
 
 
 def _tokenizer(folder: Path) -> Finding:
-    names = ("tokenizer.json", "spiece.model")
+    names, given = ("tokenizer.json", "spiece.model"), folder
+    below = "google/umt5-xxl"
+    found = (folder / below, *sorted(folder.glob(f"*/{below}")))
+    folder = next((path for path in found if path.is_dir()), folder)  # as `models.text.UmT5Tokenizer` looks
     if folder.is_dir() and any((folder / name).is_file() for name in names):
         return Finding(GROUP, "tokenizer", OK, str(folder))
     return Finding(
@@ -147,5 +165,5 @@ def _tokenizer(folder: Path) -> Finding:
         "tokenizer",
         FAIL,
         f"{folder} holds neither {' nor '.join(names)}",
-        FETCH.format(repo="google/umt5-xxl spiece.model tokenizer.json", folder=folder),
+        FETCH.format(folder=given),
     )

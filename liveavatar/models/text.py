@@ -56,13 +56,18 @@ class ByteTokenizer:
 class UmT5Tokenizer:
     """The published tokenizer of umT5-XXL, read from a local folder; the network is never asked.
 
+    folder: the tokenizer's own, or one that holds `google/umt5-xxl`, itself or in the folder of the checkpoint.
+
     Raises:
         ValueError: the folder does not exist or holds no tokenizer.
     """
 
     def __init__(self, folder: Path | str, text_len: int = 512) -> None:
         self.text_len = _checked_length(text_len)
-        if not Path(folder).is_dir():
+        below = "google/umt5-xxl"
+        found = (Path(folder) / below, *sorted(Path(folder).glob(f"*/{below}")))
+        folder = next((path for path in found if path.is_dir()), Path(folder))
+        if not folder.is_dir():
             raise ValueError(
                 f"the tokenizer was looked for in {folder}, which is not a folder: set weights.dir to the "
                 "folder that the weights were fetched into (it holds google/umt5-xxl)"

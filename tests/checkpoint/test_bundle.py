@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from liveavatar.checkpoint.bundle import Bundle, write_bundle
 from liveavatar.checkpoint.read import RandomWeights
+from liveavatar.training.pack import pack
 
 SHAPE = torch.Size((3, 4))
 
@@ -22,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_what_was_written_is_read_back(folder: Path) -> None:
     bundle = Bundle(folder)
-    assert torch.equal(bundle.read("dit.head.weight", SHAPE).float(), torch.arange(12.0).reshape(3, 4))
+    assert torch.equal(bundle.read("head.weight", SHAPE).float(), torch.arange(12.0).reshape(3, 4))
     assert bundle.read("vae.head.weight", SHAPE).dtype == torch.bfloat16
 
 
@@ -35,9 +37,9 @@ def test_missing_components_are_random_and_said_to_be(folder: Path) -> None:
 def test_errors_name_the_file_and_the_tensor(folder: Path, tmp_path: Path) -> None:
     bundle = Bundle(folder)
     with pytest.raises(ValueError, match=r"dit\.safetensors holds no tensor 'tail\.weight'"):
-        bundle.read("dit.tail.weight", SHAPE)
+        bundle.read("tail.weight", SHAPE)
     with pytest.raises(ValueError, match=r"has shape \[3, 4\].*wants \[5, 4\]"):
-        bundle.read("dit.head.weight", torch.Size((5, 4)))
+        bundle.read("head.weight", torch.Size((5, 4)))
     with pytest.raises(ValueError, match="is no folder"):
         Bundle(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
@@ -56,3 +58,16 @@ def test_a_failed_write_keeps_what_was_there(folder: Path) -> None:
     assert [p.name for p in sorted(folder.iterdir())] == ["dit.safetensors", "vae.safetensors"]
     with pytest.raises(ValueError, match=r"no component \['ears'\]"):
         write_bundle(folder, {"ears": {}}, torch.float32, {})
+
+
+def test_exports_of_several_stages_become_one_bundle(tmp_path: Path) -> None:
+    tensors = {"head.weight": torch.arange(12.0).reshape(3, 4) + 1e-4}
+    write_bundle(tmp_path / "vae", {"vae": tensors}, torch.float32, {"stage": "vae"})
+    write_bundle(tmp_path / "dit", {"dit": tensors, "text": tensors}, torch.float32, {"stage": "dit"})
+    made = pack([tmp_path / "vae", tmp_path / "dit"], tmp_path / "all")
+    assert sorted(path.name for path in made) == ["dit.safetensors", "text.safetensors", "vae.safetensors"]
+    assert Bundle(tmp_path / "all").read("vae.head.weight", SHAPE).dtype == torch.bfloat16
+    with safe_open(tmp_path / "all" / "vae.safetensors", "pt") as file:
+        assert file.metadata() == {"stage": "vae"}
+    with pytest.raises(ValueError, match=r"holds none of dit\.safetensors"):
+        pack([tmp_path], tmp_path / "none")

@@ -12,6 +12,7 @@ from torch import Tensor
 from liveavatar.checkpoint.keymap_dit import DIT
 from liveavatar.checkpoint.lora import LoraWeights
 from liveavatar.checkpoint.read import RandomWeights, expect
+from liveavatar.ops.lora import merge
 from tests.scene import meta_dit
 
 NAME = "blocks.0.self_attn.q"
@@ -54,10 +55,10 @@ def test_whole_tensors_replace_those_of_the_base(tmp_path: Path) -> None:
 
 def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     down, up = _pair()
-    with pytest.raises(ValueError, match=r"weights\.lora=.*does not exist"):
+    with pytest.raises(ValueError, match=r"weights\.lora: .*does not exist"):
         LoraWeights(BASE, tmp_path / "absent.safetensors", DIT)
     (tmp_path / "garbage.safetensors").write_bytes(b"garbage")
-    with pytest.raises(ValueError, match=r"weights\.lora=.*garbage.*readable"):
+    with pytest.raises(ValueError, match=r"weights\.lora: .*garbage.*neither a safetensors"):
         LoraWeights(BASE, tmp_path / "garbage.safetensors", DIT)
     with pytest.raises(ValueError, match="only one of lora_A and lora_B"):
         LoraWeights(BASE, _saved(tmp_path, {f"{NAME}.lora_A.weight": down}), DIT)
@@ -85,3 +86,15 @@ def test_pairs_for_layers_that_the_model_lacks_are_refused(tmp_path: Path) -> No
     fitting = LoraWeights(BASE, _saved(tmp_path, {f"{NAME}.lora_A.weight": down, f"{NAME}.lora_B.weight": up}), DIT)
     expect(fitting, {f"{NAME}.weight": SHAPE})
     expect(BASE, {})  # a source without names of its own has nothing to say
+
+
+def test_merging_is_pefts() -> None:
+    peft = pytest.importorskip("peft", reason="peft comes with the extra `dev`")
+    generator = torch.Generator().manual_seed(3)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 6, bias=False))
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, lora_alpha=8, target_modules=["0"]))
+    down, up = (torch.randn(shape, generator=generator) for shape in ((2, 4), (6, 2)))
+    layer = wrapped.base_model.model[0]
+    layer.lora_A.default.weight.data, layer.lora_B.default.weight.data = down, up
+    before = layer.base_layer.weight.detach().clone()
+    torch.testing.assert_close(merge(before, down, up, 8 / 2), wrapped.merge_and_unload()[0].weight.detach())

@@ -77,7 +77,7 @@ def test_words_are_those_of_a_run(quick: dict[str, Any], tmp_path: Path) -> None
     assert found["config/compose"].state == OK
     assert "32.6 GB wanted" in found["disks/strategy.spill_dir"].said or found["disks/strategy.spill_dir"].state == OK
     assert found["weights/tokenizer"].state == FAIL
-    assert "hf download google/umt5-xxl" in found["weights/tokenizer"].mend
+    assert "python -m liveavatar.convert fetch weights.dir=" in found["weights/tokenizer"].mend
     assert "weights 13.4 GB" in found["host/memory"].said
 
 

@@ -49,7 +49,7 @@ def test_files_cut_short_are_found(tmp_path: Path, name: str, keep: int, words: 
     assert _states(found)["weights.dir"] == FAIL
     (broken,) = [each for each in found if each.name == name]
     assert words in broken.said
-    assert broken.mend.startswith("hf download")
+    assert broken.mend.startswith("python -m liveavatar.convert fetch")
 
 
 def test_pointers_strangers_and_leftovers(tmp_path: Path) -> None:

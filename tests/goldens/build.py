@@ -12,7 +12,7 @@ from torch import nn
 from liveavatar.checkpoint.keymap import KeyMap
 from liveavatar.checkpoint.keymap_dit import DIT
 from liveavatar.checkpoint.load import materialise
-from liveavatar.checkpoint.read import SafetensorsWeights
+from liveavatar.checkpoint.shards import Shards
 from liveavatar.models.dit.model import AvatarDiT
 from liveavatar.strategies.single import SingleDevice
 
@@ -38,7 +38,7 @@ SAME = (
 def dit(config: dict[str, Any], weights: Path) -> AvatarDiT:
     """The DiT of a case, placed by the default strategy."""
     model = meta_dit(config, weights)
-    SingleDevice().place(model, SafetensorsWeights(weights, DIT), torch.float32)
+    SingleDevice().place(model, Shards([weights], DIT), torch.float32)
     return model
 
 
@@ -51,5 +51,5 @@ def meta_dit(config: dict[str, Any], weights: Path) -> AvatarDiT:
 
 def filled(module: nn.Module, weights: Path, keymap: KeyMap) -> nn.Module:
     """A module built on meta, with the case's weights in it."""
-    materialise(module, SafetensorsWeights(weights, keymap), CPU, torch.float32)
+    materialise(module, Shards([weights], keymap), CPU, torch.float32)
     return module

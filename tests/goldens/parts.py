@@ -12,7 +12,7 @@ from liveavatar.checkpoint.keymap_dit import DIT
 from liveavatar.checkpoint.keymap_encoders import SPEECH, TEXT, VAE
 from liveavatar.checkpoint.load import materialise
 from liveavatar.checkpoint.lora import LoraWeights
-from liveavatar.checkpoint.read import SafetensorsWeights
+from liveavatar.checkpoint.shards import Shards
 from liveavatar.checkpoint.slab import SlabLayout, allocate
 from liveavatar.media.audio import load_voice
 from liveavatar.media.image import fit_image, fit_pixels, fit_size
@@ -139,7 +139,7 @@ def vae(case: Case) -> None:
 
 def audio_features(case: Case) -> None:
     weights = case.folder / "weights.safetensors"
-    everything = SafetensorsWeights(weights, _Both())
+    everything = Shards([weights], _Both())
     config = json.loads((case.folder / case.info["wav2vec2_config"].split()[0]).read_text())
     with torch.device("meta"):
         encoder = SpeechEncoder.from_config(config)
@@ -169,11 +169,11 @@ def audio_features(case: Case) -> None:
     _causal_encoder(case, everything)
 
 
-def _causal_encoder(case: Case, source: SafetensorsWeights) -> None:
+def _causal_encoder(case: Case, source: Shards) -> None:
     prefix = "embed.audio_encoder."
     names = [name.removeprefix(prefix) for name in source.names() if name.startswith(prefix)]
     blocks = sorted({name.split(".")[1] for name in case.names() if name.startswith("causal_audio_encoder.")})
-    stored = {name: source._file.get_slice(source._published[prefix + name]).get_shape() for name in names}
+    stored = {name: source.place(prefix + name).shape for name in names}
     dim = stored["final_linear.weight"][0]
     audio_dim = stored["conv1_local.conv.weight"][1]
     with torch.device("meta"):
@@ -190,7 +190,7 @@ def _causal_encoder(case: Case, source: SafetensorsWeights) -> None:
 
 def lora_merge(case: Case) -> None:
     model = build.meta_dit(case.info["config"], case.folder / "weights.safetensors")
-    base = SafetensorsWeights(case.folder / "weights.safetensors", DIT)
+    base = Shards([case.folder / "weights.safetensors"], DIT)
     alpha = case.info["lora"]["alpha"]
     merged = LoraWeights(base, case.folder / "lora.safetensors", DIT, alpha=alpha)
     if len(merged.targets) != case.info["n_target_modules"]:
@@ -229,15 +229,11 @@ class _Both:
     def to_published(self, name: str) -> str:
         return name
 
-    def rename(self, published: dict[str, str]) -> dict[str, str]:
-        ours = {self.to_ours(name): value for name, value in published.items()}
-        return {name: value for name, value in ours.items() if name is not None}
-
 
 class _Under:
     """A source seen from below a prefix."""
 
-    def __init__(self, source: SafetensorsWeights, prefix: str) -> None:
+    def __init__(self, source: Shards, prefix: str) -> None:
         self.source, self.prefix, self.origin = source, prefix, source.origin
 
     def read(self, name: str, shape: torch.Size) -> torch.Tensor:

@@ -87,7 +87,7 @@ class AdaLayerNorm(nn.Module):
         self.linear = nn.Linear(dim, 2 * dim)
 
     def modulation(self, tone: Float[Tensor, "frames d"]) -> Float[Tensor, "frames twice_d"]:
-        return self.linear(F.silu(tone.to(self.linear.weight.dtype)))
+        return self.linear(F.silu(tone.to(self.linear.bias.dtype)))
 
     def forward(
         self, x: Float[Tensor, "frames n d"], modulation: Float[Tensor, "frames twice_d"]
@@ -170,4 +170,4 @@ class Injector(VoiceUnit):
 
     def _pair(self, voice: Float[Tensor, "a f five d"]) -> tuple[Tensor, Tensor]:
         """Keys and values of the voices, one row a latent frame of an actor."""
-        return self.attention.pair(voice.flatten(0, 1).to(self.attention.k.weight.dtype))
+        return self.attention.pair(voice.flatten(0, 1).to(self.attention.norm_k.weight.dtype))

@@ -14,7 +14,7 @@ from liveavatar.models.dit.cache import CacheView
 from liveavatar.models.dit.prepared import Prepared, PreparedPrompt
 from liveavatar.models.dit.spread import Share
 from liveavatar.models.dit.state import CellState, Unit, split_heads
-from liveavatar.ops.attention import attend
+from liveavatar.ops.attention import Attend, attend
 from liveavatar.ops.embed import RmsNorm, gated_add, modulate, plain_norm
 
 
@@ -30,6 +30,7 @@ class Projections(nn.Module):
         self.o = nn.Linear(dim, dim)
         self.norm_q = RmsNorm(dim, eps)
         self.norm_k = RmsNorm(dim, eps)
+        self.attend: Attend = attend
 
 
 class SelfAttention(Projections):
@@ -41,7 +42,7 @@ class SelfAttention(Projections):
         q = split_heads(self.norm_q(self.q(x)), self.heads)
         k = split_heads(self.norm_k(self.k(x)), self.heads)
         v = split_heads(self.v(x), self.heads)
-        seen = attend(*cache.exchange(layer, *share.to_heads(q, k, v)))
+        seen = self.attend(*cache.exchange(layer, *share.to_heads(q, k, v)))
         return self.o(share.to_tokens(seen).flatten(2))
 
 
@@ -57,7 +58,7 @@ class CrossAttention(Projections):
 
     def forward(self, x: Float[Tensor, "b tokens d"], pair: tuple[Tensor, Tensor]) -> Float[Tensor, "b tokens d"]:
         q = split_heads(self.norm_q(self.q(x)), self.heads)
-        return self.o(attend(q, *pair).flatten(2))
+        return self.o(self.attend(q, *pair).flatten(2))
 
 
 class FeedForward(nn.Sequential):

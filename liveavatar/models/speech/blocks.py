@@ -151,10 +151,21 @@ class WindowAudio:
     def _begin(self, index: int) -> int:
         return (index * BLOCK_FRAMES - self.lead_frames) * _FRAME_SAMPLES
 
-    def _features(self, source: PcmSource, index: int) -> Float[Tensor, "L c t"]:
+    def heard(self, source: PcmSource, index: int, before: int = 0) -> Float[Tensor, "L c t"]:
+        """Features of one source for a block's frames and `before` frames ahead of them, from the block's own window.
+
+        `block` is this with none before; a training learns from all frames that the window holds.
+        Raises ValueError where the window does not reach back so far.
+        """
+        first = index * BLOCK_FRAMES - self.lead_frames - before
+        if before < 0 or first * _FRAME_SAMPLES < self._begin(index) - self._left + STATE_STRIDE:
+            raise ValueError(f"before={before}: the window holds {self._left / SPEECH_RATE:g} s ahead of its block")
+        return self._features(source, index, before)
+
+    def _features(self, source: PcmSource, index: int, before: int = 0) -> Float[Tensor, "L c t"]:
         states = self.encoder.hidden_states(self._window(source, index))
-        first = index * BLOCK_FRAMES - self.lead_frames
-        frames = torch.arange(first, first + BLOCK_FRAMES, device=states.device)
+        first = index * BLOCK_FRAMES - self.lead_frames - before
+        frames = torch.arange(first, first + BLOCK_FRAMES + before, device=states.device)
         origin = (self._begin(index) - self._left) // STATE_STRIDE  # the window's first state
         thirds = 5 * feature_index(frames) - 3 * origin  # of a state, from there
         low = thirds.div(3, rounding_mode="floor")
