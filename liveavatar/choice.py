@@ -14,9 +14,13 @@ from liveavatar.checkpoint.read import TensorSource
 from liveavatar.config import make
 from liveavatar.intake import SpeechSettings
 from liveavatar.memory.profiler import ProfileSettings
+from liveavatar.models.dit.model import AvatarDiT
+from liveavatar.ops import attention
 from liveavatar.sampling.conditioning import RolloutSettings
 from liveavatar.sampling.scheduler import EulerSampler
 from liveavatar.settings import hoists, in_flight, make_fabric, ranks_compute, settled, storage_type, thread_count
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,10 @@ class Chosen:
 def choose(cfg: DictConfig) -> Chosen:
     """Construct all but the models. Raises ValueError, naming the key, for what cannot work together."""
     cfg, reason = settled(cfg)
+    if cfg.attention.backend not in attention.BACKENDS:
+        raise ValueError(
+            f"attention.backend={cfg.attention.backend!r} is unknown; choose one of {', '.join(attention.BACKENDS)}"
+        )
     strategy, sampler = make(cfg.strategy, "strategy"), make(cfg.sampler, "sampler")
     rollout, speech = make(cfg.rollout, "rollout"), make(cfg.speech, "speech")
     source: TensorSource = make(cfg.weights, "weights")
@@ -68,6 +76,22 @@ def choose(cfg: DictConfig) -> Chosen:
         )
     hoist = hoists(cfg, strategy, ranks)
     profile: ProfileSettings = make(cfg.profile, "profile")
+    make(cfg.logger, "logger")  # what it lacks is said before anything is loaded
     return Chosen(
         cfg, reason, strategy, sampler, rollout, speech, source, threads, dtypes, cells, fabric, ranks, hoist, profile
     )
+
+
+def choose_attention(dit: AvatarDiT, name: str, device: torch.device, dtype: torch.dtype) -> str:
+    """Let the DiT compute attention as `attention.backend` says; what cannot work here is said, and left to PyTorch.
+
+    Returns the name of what computes. Raises ValueError for an unknown name.
+    """
+    try:
+        attention.use(dit, attention.attention(name, device, dtype, dit.head_dim))
+    except LookupError as missing:
+        log.warning("attention.backend=%s: %s. PyTorch chooses instead.", name, missing.args[0])
+        return "auto"
+    if name != "auto":
+        log.info("attention: %s", name)
+    return name

@@ -11,9 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
-
-from liveavatar.config import conf_dir, make, quoted, register_resolvers
+from liveavatar.config import MISTAKEN, make, run_command
 from liveavatar.memory.given import GB, Ask, Topology
 from liveavatar.memory.plan import PHASES
 from liveavatar.strategies.auto import Option, advice, ask_of, best, choose, options
@@ -21,10 +19,7 @@ from liveavatar.strategies.auto import Option, advice, ask_of, best, choose, opt
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-MISTAKEN = 2
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
-
-_composed = False
 
 
 def plan(cfg: DictConfig) -> dict[str, Any]:
@@ -82,6 +77,7 @@ def _command(way: Option, ask: Ask, cfg: DictConfig) -> str:
     if way.plan.setup.missing:
         return ""
     typed = [f"model={ask.model}", f"precision={PRECISIONS[ask.precision]}", f"request.size={ask.picture}"]
+    typed += [f"precision.weights={ask.weights}"] if ask.small else []
     return " ".join(("python -m liveavatar.infer", *typed, *way.plan.setup.overrides))
 
 
@@ -119,6 +115,9 @@ def show(told: dict[str, Any]) -> None:
     )
     console.print(f"{told['chosen']}, GB on its fullest rank ({told['strategies'][told['chosen']]['where']}): {held}")
     console.print(told["command"], soft_wrap=True, highlight=False)
+    if told["runner_up"] is not None:
+        console.print(f"The runner-up, {told['runner_up']}:")
+        console.print(told["strategies"][told["runner_up"]]["command"], soft_wrap=True, highlight=False)
 
 
 def verify(cfg: DictConfig, told: dict[str, Any]) -> dict[str, Any]:
@@ -129,10 +128,7 @@ def verify(cfg: DictConfig, told: dict[str, Any]) -> dict[str, Any]:
     return rehearsals(cfg)
 
 
-@hydra.main(version_base="1.3", config_path=conf_dir(), config_name="plan")
 def _main(cfg: DictConfig) -> None:
-    global _composed
-    _composed = True
     try:
         told = plan(cfg)
         if cfg.plan.verify:
@@ -154,14 +150,7 @@ def _main(cfg: DictConfig) -> None:
 
 def main() -> None:
     """Entry point of `python -m liveavatar.plan` and of the console script."""
-    register_resolvers()
-    sys.argv[1:] = quoted(sys.argv[1:])
-    try:
-        _main()
-    except SystemExit as ended:
-        if ended.code == 1 and not _composed:
-            raise SystemExit(MISTAKEN) from None
-        raise
+    run_command("plan", _main)
 
 
 if __name__ == "__main__":

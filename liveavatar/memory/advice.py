@@ -34,6 +34,7 @@ def savings(
     return tuple([*enough, *rest][:4])
 
 
+PIPELINES = ("DiagonalPipeline", "TimestepPipeline")
 STREAMED = {"_target_": ".FsdpStream", "slots": 2, "resident": 0}
 HALVED = {"dit": "bfloat16", "encoders": "bfloat16"}
 
@@ -73,17 +74,9 @@ def _exact(config: Config, held: Holdings, phase: str, on_cpu: bool, unit: int) 
     ranks = int(config.get("fabric", {}).get("devices") or 1)
     streamed = weights - 2 * unit
     if name == "FsdpStream":
-        resident, slots = int(strategy.get("resident") or 0), int(strategy.get("slots") or 2)
-        if resident:
-            yield Saving("strategy.resident=0", resident * unit)
-        if slots > 2:
-            yield Saving("strategy.slots=2", (slots - 2) * unit)
-        if on_cpu and strategy.get("source") != "disk":
-            yield Saving("strategy.source=disk", weights)
-        if not on_cpu and strategy.get("source") in ("auto", "peers") and weights:
-            yield Saving("strategy.source=host", weights)
-        if not on_cpu and strategy.get("caches") == "device":
-            yield Saving("strategy.caches=host", _size(held, "caches"))
+        yield from _streamed(strategy, held, on_cpu, unit)
+    elif name in PIPELINES and not on_cpu:
+        yield from _staged(strategy, held, unit)
     elif weights == 0 or streamed > 0:  # nothing is known yet, or it pays
         source = " strategy.source=disk" if on_cpu else " strategy.source=host"
         yield Saving(f"+strategy=fsdp_stream{source}", max(0, streamed) or None)
@@ -94,6 +87,31 @@ def _exact(config: Config, held: Holdings, phase: str, on_cpu: bool, unit: int) 
         yield Saving("parallel.schedule=sequential", _size(held, "activations") * 3 // 4 or None)
     if phase == "encode" and config.get("speech", {}).get("context") == "full":
         yield Saving("speech.context=window request.max_seconds=30")
+
+
+def _streamed(strategy: Mapping[str, Any], held: Holdings, on_cpu: bool, unit: int) -> Iterator[Saving]:
+    """Settings of fsdp_stream that hold less."""
+    weights = _size(held, "weights")
+    resident, slots = int(strategy.get("resident") or 0), int(strategy.get("slots") or 2)
+    if resident:
+        yield Saving("strategy.resident=0", resident * unit)
+    if slots > 2:
+        yield Saving("strategy.slots=2", (slots - 2) * unit)
+    if on_cpu and strategy.get("source") != "disk":
+        yield Saving("strategy.source=disk", weights)
+    if not on_cpu and strategy.get("source") in ("auto", "peers") and weights:
+        yield Saving("strategy.source=host", weights)
+    if not on_cpu and strategy.get("caches") == "device":
+        yield Saving("strategy.caches=host", _size(held, "caches"))
+
+
+def _staged(strategy: Mapping[str, Any], held: Holdings, unit: int) -> Iterator[Saving]:
+    """Settings of a pipeline that keep its cut, and rest less on the card."""
+    weights = _size(held, "weights")
+    if strategy.get("caches") != "host":
+        yield Saving("strategy.caches=host", _size(held, "caches") or None)
+    if strategy.get("source") != "host" and (weights == 0 or weights > 2 * unit):
+        yield Saving("strategy.source=host", max(0, weights - 2 * unit) or None)
 
 
 def _rounded(config: Config, held: Holdings) -> Iterator[Saving]:

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanDecoder3d
 from torch import Tensor, nn
 
 from liveavatar.memory.profiler import MemoryProfiler
@@ -38,6 +39,15 @@ class WatchedSource:
         return self._source.origin
 
     def read(self, name: str, shape: torch.Size) -> Tensor:
+        self._note(name)
+        return self._source.read(name, shape)
+
+    def read_rows(self, name: str, shape: torch.Size, start: int, stop: int) -> Tensor:
+        self._note(name)
+        partial = getattr(self._source, "read_rows", None)
+        return self._source.read(name, shape)[start:stop] if partial is None else partial(name, shape, start, stop)
+
+    def _note(self, name: str) -> None:
         first, _, rest = name.partition(".")
         number = rest.partition(".")[0]
         at, unit = self._profiler.where, f"{first}.{number}" if number.isdigit() else first
@@ -47,16 +57,22 @@ class WatchedSource:
         self._count += 1
         if self._count % READ_EVERY == 0:
             self._profiler.read()
-        return self._source.read(name, shape)
 
 
 @contextmanager
 def encoding(profiler: MemoryProfiler, encoders: Mapping[str, nn.Module]) -> Iterator[None]:
-    """The phase `encode`, each encoder told apart by its calls; one that is only lent is counted while it is there."""
+    """The phase `encode`, each encoder told apart by its calls; one that is only lent is counted while it is there.
+
+    A decoder that is warmed up before the first block begins the phase `decode`.
+    """
     called_once: set[str] = set()
 
-    def hook(name: str) -> Any:
+    def hook(name: str, part: nn.Module) -> Any:
+        decodes = isinstance(part, WanDecoder3d)
+
         def called(module: nn.Module, args: Any) -> None:
+            if decodes:
+                profiler.enter("decode")
             at = profiler.where
             if at.unit != name:
                 if at.unit:
@@ -71,7 +87,7 @@ def encoding(profiler: MemoryProfiler, encoders: Mapping[str, nn.Module]) -> Ite
     with ExitStack() as stack:
         for name, module in encoders.items():
             for part in _two_levels(module):
-                stack.callback(part.register_forward_pre_hook(hook(name)).remove)
+                stack.callback(part.register_forward_pre_hook(hook(name, part)).remove)
         stack.enter_context(profiler.phase("encode"))
         yield
 

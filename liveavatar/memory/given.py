@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from liveavatar.memory.sizes import DitSizes, Picture, speech_params, text_params, vae_params
 
 GB = 1e9
-ITEMS = {"float32": 4, "bfloat16": 2, "fp8": 1}
+ITEMS = {"float32": 4, "bfloat16": 2, "fp8": 1, "int8": 1}
+SMALL = ("fp8", "int8")
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,6 @@ class Topology:
     peer_access: bool = False
     disk_gbs: float = 3
     bf16_tflops: float = 165
-    fp8_tflops: float = 330
     fp32_tflops: float = 80
     efficiency: float = 0.7
     decode_s: float = 0.6
@@ -49,7 +50,7 @@ class Topology:
                 f"topology.device_gb={self.device_gb} leaves nothing beside topology.margin_gb={self.margin_gb}: "
                 "name the gigabytes that one device offers"
             )
-        rates = ("host_gb", "host_gbs", "received_gbs", "disk_gbs", "bf16_tflops", "fp8_tflops", "fp32_tflops")
+        rates = ("host_gb", "host_gbs", "received_gbs", "disk_gbs", "bf16_tflops", "fp32_tflops")
         for key in (*rates, "efficiency"):
             if not getattr(self, key) > 0:
                 raise ValueError(f"topology.{key}={getattr(self, key)} must be above 0")
@@ -64,7 +65,7 @@ class Topology:
 class Ask:
     """What is to be run: sizes of the models, the picture, the steps, and the numbers' kinds.
 
-    weights, cache: `float32`, `bfloat16` or, known to the planner though not yet to the runtime, `fp8`.
+    weights, cache: `float32`, `bfloat16`; weights `fp8` or `int8` too; a cache in `fp8` is yet to come.
     text: `freed`, brought in for the prompt and let go, or `resident`. hoisted: conditioning is prepared ahead.
     """
 
@@ -104,15 +105,28 @@ class Ask:
         return ITEMS[self.precision]
 
     @property
+    def small(self) -> bool:
+        """Whether matrices take one byte a number, and all else what activations take."""
+        return self.weights in SMALL
+
+    @property
+    def wide(self) -> int:
+        """Bytes of a number that is not in one of those matrices."""
+        return self.item if self.small else ITEMS[self.weights]
+
+    @cached_property
     def weight_bytes(self) -> float:
-        """Per parameter; scales and what fp8 leaves alone (about 2 % of parameters) are in it."""
-        return ITEMS[self.weights] if self.weights != "fp8" else 1.0217
+        """Per parameter, on average; scales are in it."""
+        units = self.dit.units.items()
+        return sum(sum(self.dit.stored(name, n, self.wide, self.small)) for name, n in units) / self.dit.params
 
     def unit(self, name: str, parts: int = 1) -> int:
         """Bytes of a unit's slab."""
-        if self.weights == "fp8":
-            return int(sum(self.dit.units[name]) * self.weight_bytes)
-        return self.dit.slab(name, ITEMS[self.weights], parts)
+        return self.dit.slab(name, self.wide, parts, self.small)
+
+    def held(self, name: str) -> int:
+        """Bytes of a unit's parameters, not aligned."""
+        return sum(self.dit.stored(name, self.dit.units[name], self.wide, self.small))
 
     def row(self, tokens: int) -> int:
         """Keys and values of one layer for so many tokens."""

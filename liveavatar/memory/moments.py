@@ -19,6 +19,7 @@ FEATURES = 12
 class Moments:
     """Activations of a rank in bytes. `item` is the size of a stored number; `share` the ranks that divide a cell.
 
+    small: matrices rest in one byte a number.
     hoisted: conditioning is prepared ahead, so that `embed` multiplies no timesteps, words or voices.
     """
 
@@ -28,6 +29,7 @@ class Moments:
     actors: int = 1
     share: int = 1
     hoisted: bool = False
+    small: bool = False
 
     @property
     def hidden(self) -> int:
@@ -63,7 +65,8 @@ class Moments:
         t, s, t4 = self.hidden, self.sink, self._single(self.hidden)
         rotation = t4 + 4 * t + max(2 * t * 4 // self.item + t, t + 2 * s * 4 // self.item + s)
         inner = self.picture.tokens * self.dit.ffn * self.item // self.share
-        feed = t4 + t + 2 * inner
+        matrix = self.dit.dim * self.dit.ffn * self.item if self.small else 0  # restored for its product
+        feed = t4 + t + max(2 * inner, inner + matrix)
         return max(rotation, feed)
 
     def embed(self) -> int:
@@ -72,6 +75,10 @@ class Moments:
             return self.hidden
         d, channels = self.dit.dim, self.dit.audio[1]
         return max(self._single(6 * d * d * self.item), self._single(3 * channels * d * self.item))
+
+    def preparing(self) -> int:
+        """Ahead of the cells, no state alive yet: the float32 copy of `embed`'s timestep projection."""
+        return self._single(6 * self.dit.dim**2 * self.item) if self.hoisted else 0
 
     def injector(self) -> int:
         """Inside an injector: queries per actor, attended, masked and summed."""

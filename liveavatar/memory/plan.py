@@ -99,7 +99,7 @@ def _rank(ask: Ask, setup: Setup, rank: int) -> RankPlan:
     units = ask.dit.stage(layers)
     resting = _resting(ask, setup, units)
     caches = _caches(ask, setup, rank, steps, layers)
-    moments = Moments(ask.dit, ask.picture, ask.item, share=setup.ulysses, hoisted=ask.hoisted)
+    moments = Moments(ask.dit, ask.picture, ask.item, share=setup.ulysses, hoisted=ask.hoisted, small=ask.small)
     prefill, unit = _pass(ask, setup, units, moments, prefill=True)
     steady, where = _pass(ask, setup, units, moments, prefill=False)
     kept, text, reading = _encoders(ask)
@@ -111,7 +111,7 @@ def _rank(ask: Ask, setup: Setup, rank: int) -> RankPlan:
     carried = moments.light(setup.cells, False) if layers else 0
     phases = {
         "load": resting | kept,
-        "encode": resting | kept | text | {"encoding": reading},
+        "encode": resting | kept | max(text | {"encoding": reading}, caches, key=lambda parts: sum(parts.values())),
         "prefill": resting | kept | caches | state | prefill,
         "steady": resting | kept | caches | state | second | steady,
         "decode": resting | kept | caches | state | second | decoding | {"activations": carried},
@@ -125,16 +125,14 @@ def _resting(ask: Ask, setup: Setup, units: Sequence[str]) -> Parts:
     if setup.source == "device" or not units:
         return {"weights": sum(whole)}
     if setup.source == "shards":
-        held = sum(sum(ask.dit.units[name]) for name in units) * ask.weight_bytes / setup.ranks
+        held = sum(ask.held(name) for name in units) / setup.ranks
         return {"weights": 0 if setup.offload else int(held)}
     kept = set(settled(ask.dit.layers, setup.resident))
     parts = setup.ranks if setup.source == "peers" else 1
     cold = {name: int(ask.dit.cold(name) * ask.weight_bytes) if ask.hoisted else 0 for name in units}
     moving = {name: cold[name] if name in kept else ask.unit(name, parts) for name in units}
-    exact = ask.hoisted and ask.weights != "fp8"
     hot = {
-        name: ask.dit.hot_slab(name, ITEMS[ask.weights]) if exact else ask.unit(name, parts) - cold[name]
-        for name in units
+        name: ask.dit.hot_slab(name, ask.wide, ask.small) if ask.hoisted else ask.unit(name, parts) for name in units
     }
     largest = max((hot[name] for name in units if name not in kept), default=0)
     shards = sum(moving.values()) // parts if setup.source == "peers" else 0
@@ -157,7 +155,15 @@ def _caches(ask: Ask, setup: Setup, rank: int, steps: range, layers: range) -> P
     if setup.stages and layers:
         inner = layers.start > 0, layers.stop < ask.dit.layers
         found["mail"] = sum(inner) * 2 * (seen.tokens + seen.sink_tokens) * ask.dit.dim * ask.item
+    if share > 1:
+        found["mail"] = _exchange(ask, share)
     return found
+
+
+def _exchange(ask: Ask, share: int) -> int:
+    """Rooms for what leaves and what comes where ranks share cells: queries, keys and values, or a block of tokens."""
+    tokens = ask.picture.tokens
+    return 0 if share == 1 else 2 * max(3 * -(-tokens // share), tokens) * ask.dit.dim * ask.item
 
 
 def _pass(ask: Ask, setup: Setup, units: Sequence[str], moments: Moments, prefill: bool) -> tuple[Parts, str]:
@@ -166,8 +172,11 @@ def _pass(ask: Ask, setup: Setup, units: Sequence[str], moments: Moments, prefil
         return {"activations": 0}, ""
     if setup.source != "shards":
         heaviest = max(units, key=moments.inside)
-        return {"activations": moments.light(setup.cells, prefill) + moments.inside(heaviest)}, heaviest
-    sizes = [(name, int(sum(ask.dit.units[name]) * ask.weight_bytes)) for name in units]
+        active = moments.light(setup.cells, prefill) + moments.inside(heaviest)
+        ahead = moments.preparing() if prefill and "embed" in units else 0
+        ahead -= _exchange(ask, setup.ulysses)  # there is none yet at that time
+        return ({"activations": ahead}, "embed") if ahead > active else ({"activations": active}, heaviest)
+    sizes = [(name, ask.held(name)) for name in units]
     wrapped = [pair for pair in sizes if setup.wrap == "units" or pair[0].startswith("blocks.")]
     root = sum(size for _, size in sizes) - sum(size for _, size in wrapped)
     light = moments.light(setup.cells, prefill)
@@ -202,8 +211,8 @@ def _host(ask: Ask, setup: Setup) -> int:
     if setup.offload:
         host = sum(ask.unit(name) for name in names)
     if setup.caches == "host":
-        copies = 1 if setup.stages else setup.ranks
-        host += copies * ask.steps * ask.dit.layers * ask.row(ask.picture.ring_tokens)
+        copies = 1 if setup.stages else setup.ranks / setup.ulysses
+        host += int(copies * ask.steps * ask.dit.layers * ask.row(ask.picture.ring_tokens))
     return host
 
 

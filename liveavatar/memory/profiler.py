@@ -252,7 +252,7 @@ class MemoryProfiler:
             "format": 1,
             "device": str(self.device),
             "rank": self.rank,
-            "phases": {name: _told(peaks) for name, peaks in self.phases.items()},
+            "phases": {name: _told(self.phases[name]) for name in PHASES if name in self.phases},
             "units": {name: peaks.known("allocated", "above", "host", "visits") for name, peaks in self.units.items()},
             "components": _split(self.components),
             "timeline": self.timeline.table(),

@@ -54,12 +54,15 @@ def rest_bytes(config: Config, ranks: int) -> Rest:
     counts = parameters(model)
     others = sum(counts[name] for name in ("text", "speech", "vae")) * BYTES.get(precision["encoders"], 2)
     sizes, wide = DitSizes.of(model["dit"]), BYTES.get(precision["dit"], 2)
-    whole = sizes.params * wide
+    small = precision.get("weights") is not None
+    held = {unit: sum(sizes.stored(unit, n, wide, small)) for unit, n in sizes.units.items()}
+    whole = sum(held.values())
     name = str(strategy.get("_target_", "")).rpartition(".")[2]
     if name == "FsdpStream":
         ahead = (config.get("parallel") or {}).get("hoist", "auto") is not False
-        cold = {unit: sizes.cold(unit) * wide if ahead else 0 for unit in sizes.units}
-        return _streamed(strategy, {unit: sum(n) * wide for unit, n in sizes.units.items()}, cold, others, ranks)
+        share = {unit: held[unit] / sum(n) for unit, n in sizes.units.items()}
+        cold = {unit: int(sizes.cold(unit) * share[unit]) if ahead else 0 for unit in sizes.units}
+        return _streamed(strategy, held, cold, others, ranks)
     if name in ("DiagonalPipeline", "TimestepPipeline") and strategy.get("source", "device") != "device":
         return _staged(strategy["source"], others, whole, ranks)
     if name in ("FsdpFull", "DiagonalPipeline"):

@@ -63,16 +63,29 @@ class DitSizes:
     def params(self) -> int:
         return sum(sum(sizes) for sizes in self.units.values())
 
-    def slab(self, unit: str, item: int, parts: int = 1) -> int:
-        """Bytes of a unit's slab: each parameter aligned, the whole divisible among `parts` ranks."""
-        key = unit, item, parts
+    def slab(self, unit: str, item: int, parts: int = 1, small: bool = False) -> int:
+        """Bytes of a unit's slab: each parameter aligned, the whole divisible among `parts` ranks.
+
+        small: the matrices between `embed` and `head` in one byte a number, with a float32 scale for each row.
+        """
+        key = unit, item, parts, small
         if key not in self._slabs:
-            self._slabs[key] = _up(sum(_up(size * item, ALIGN) for size in self.units[unit]), ALIGN * parts)
+            sizes = self.stored(unit, self.units[unit], item, small)
+            self._slabs[key] = _up(sum(_up(size, ALIGN) for size in sizes), ALIGN * parts)
         return self._slabs[key]
 
     @cached_property
-    def _slabs(self) -> dict[tuple[str, int, int], int]:
+    def _slabs(self) -> dict[tuple[str, int, int, bool], int]:
         return {}
+
+    def stored(self, unit: str, sizes: Sequence[int], item: int, small: bool) -> list[int]:
+        """Bytes of each parameter of a unit; behind a matrix comes its bias, which is as long as it has rows."""
+        if not small or not unit.startswith(("blocks.", "injectors.", "adain.")):
+            return [size * item for size in sizes]
+        found: list[int] = []
+        for size, following in zip(sizes, [*sizes[1:], 0], strict=True):
+            found += [size, following * 4] if size >= self.dim * self.dim else [size * item]
+        return found
 
     def stage(self, layers: range) -> list[str]:
         """The units of a stage: `embed` goes with the first layer, `head` with the last."""
@@ -98,10 +111,10 @@ class DitSizes:
         """Parameters of a unit that never multiply a video token: once hoisted, they leave the hot loop."""
         return sum(self._cold(unit))
 
-    def hot_slab(self, unit: str, item: int) -> int:
+    def hot_slab(self, unit: str, item: int, small: bool = False) -> int:
         """Bytes of the slab of a unit's hot part."""
-        away = sum(_up(size * item, ALIGN) for size in self._cold(unit))
-        return sum(_up(size * item, ALIGN) for size in self.units[unit]) - away
+        whole, away = (self.stored(unit, sizes, item, small) for sizes in (self.units[unit], self._cold(unit)))
+        return sum(_up(size, ALIGN) for size in whole) - sum(_up(size, ALIGN) for size in away)
 
     def _cold(self, unit: str) -> Sequence[int]:
         d = self.dim

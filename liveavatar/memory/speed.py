@@ -12,7 +12,8 @@ from liveavatar.memory.plan import Plan, suited
 class Pace:
     """Seconds per block on the slowest rank, by what they are spent on; the largest binds, the rest hides behind it.
 
-    Decoding shares the device with denoising where a rank does both, and adds to its work.
+    Decoding shares the device with denoising where a rank does both, and adds to its work; so does the exchange between
+    ranks that share a cell, for which attention waits.
     """
 
     compute_s: float
@@ -20,17 +21,21 @@ class Pace:
     peers_s: float
     disk_s: float
     decode_s: float
+    exchange_s: float = 0.0
 
     @property
     def seconds(self) -> float:
-        return max(self.compute_s + self.decode_s, self.host_s, self.peers_s, self.disk_s)
+        working = self.compute_s + self.decode_s + self.exchange_s
+        return max(working, self.host_s, self.peers_s, self.disk_s)
 
     @property
     def bound_by(self) -> str:
+        working = self.compute_s + self.decode_s + self.exchange_s
+        waits = self.exchange_s > self.compute_s + self.decode_s
         named = {
-            "compute": self.compute_s + self.decode_s,
+            "compute": 0.0 if waits else working,
             "host link": self.host_s,
-            "peer link": self.peers_s,
+            "peer link": max(self.peers_s, working if waits else 0.0),
             "disk": self.disk_s,
         }
         return max(named, key=lambda name: named[name])
@@ -58,8 +63,8 @@ def attention_flops(ask: Ask) -> float:
 def pace(ask: Ask, plan: Plan, topology: Topology) -> Pace:
     """What a block takes in the steady state, all ranks busy."""
     setup, ask = plan.setup, suited(ask, plan.setup)
-    rates = {"fp8": topology.fp8_tflops, "float32": topology.fp32_tflops}
-    rate = rates.get(ask.weights, topology.bf16_tflops) * 1e12 * topology.efficiency
+    rate = topology.fp32_tflops if ask.precision == "float32" else topology.bf16_tflops
+    rate *= 1e12 * topology.efficiency
     cell = cell_flops(ask) / rate
     costs, total = ask.dit.layer_costs(), ask.dit.params
     stages = setup.stages or ((range(ask.steps), range(ask.dit.layers)),)
@@ -83,10 +88,16 @@ def pace(ask: Ask, plan: Plan, topology: Topology) -> Pace:
     if setup.caches == "host":
         old = ask.picture.ring_tokens - ask.picture.tokens
         layers = max(len(layers) for _, layers in stages)
-        host += max(len(steps) for steps, _ in stages) * layers * ask.row(old) / GB / topology.host_gbs
+        host += max(len(steps) for steps, _ in stages) * layers * ask.row(old) / setup.ulysses / GB / topology.host_gbs
     if setup.stages:
         peers += passes * ask.picture.tokens * ask.dit.dim * ask.item / GB / topology.received_gbs
-    return Pace(work[busiest], host, peers, disk, decode)
+    return Pace(work[busiest], host, peers, disk, decode, exchanged(ask, setup.ulysses) / GB / topology.received_gbs)
+
+
+def exchanged(ask: Ask, share: int) -> float:
+    """Bytes that a rank receives in a block's cells from those it shares them with: q, k, v, and what was attended."""
+    own = ask.picture.tokens / share * ask.dit.dim * ask.item
+    return ask.steps * ask.dit.layers * 4 * own * (share - 1) / share
 
 
 def _scale(ask: Ask) -> float:

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from liveavatar.config import conf_dir
-from liveavatar.memory.given import GB, ITEMS, Ask, Setup, Topology
+from liveavatar.memory.given import GB, ITEMS, SMALL, Ask, Setup, Topology
 from liveavatar.memory.plan import Plan, RankPlan, draw_up, smaller
 from liveavatar.memory.sizes import Picture, picture
 from liveavatar.memory.speed import Pace, pace
 from liveavatar.sampling.lattice import Round, wavefront
-from liveavatar.sampling.stages import StageTable, layer_table, step_table, ticks
+from liveavatar.sampling.stages import StageTable, grid_table, layer_table, step_table, ticks
 
 REFERENCE = "the reference's own way, for comparison"
 
@@ -80,8 +80,8 @@ def options(ask: Ask, topology: Topology) -> dict[str, list[Option]]:
     """All ways on all devices of a topology, strategy by strategy, each list in order of preference."""
     found: dict[str, list[Option]] = {}
     for label, setup in setups(ask, topology):
-        if "fp8" in (ask.weights, ask.cache):
-            setup = replace(setup, missing=setup.missing or "fp8 is not available yet")
+        if ask.cache in SMALL:
+            setup = replace(setup, missing=setup.missing or "a cache in fp8 is not available yet")
         if setup.strategy == "fsdp_stream" and setup.resident < 0:
             setup = most_resident(ask, setup, topology)
         found.setdefault(label, []).append(weigh(label, ask, setup, topology))
@@ -133,6 +133,8 @@ def setups(ask: Ask, topology: Topology) -> Iterator[tuple[str, Setup]]:
     yield from _streams(ask, ranks, steps)
     if ranks > 1 and topology.accelerator == "cuda":
         yield from _streams(ask, 1, steps)
+    if ranks > 1 and ask.dit.heads % ranks == 0:
+        yield from _shared(ask, ranks)
     if ranks > 1:
         for prefetch, settings in ((1, ()), (0, ("strategy.prefetch=0",))):
             yield "fsdp_full", Setup("fsdp_full", settings, ranks, "shards", prefetch=prefetch)
@@ -166,8 +168,26 @@ def _streams(ask: Ask, ranks: int, steps: int) -> Iterator[tuple[str, Setup]]:
                 )
 
 
+def _shared(ask: Ask, ranks: int) -> Iterator[tuple[str, Setup]]:
+    """Ulysses: all ranks share each cell by sequence, and divide the heads of its caches."""
+    shares = (f"parallel.ulysses_size={ranks}",)
+    yield "replicated", Setup("replicated", shares, ranks, ulysses=ranks)
+    for source in ("peers", "host"):
+        for caches in ("device", "host"):
+            settings = (f"strategy.source={source}", *(("strategy.caches=host",) if caches == "host" else ()), *shares)
+            yield (
+                "fsdp_stream",
+                Setup("fsdp_stream", settings, ranks, source, resident=-1, caches=caches, ulysses=ranks),
+            )
+    yield "fsdp_full", Setup("fsdp_full", ("strategy.prefetch=0", *shares), ranks, "shards", prefetch=0, ulysses=ranks)
+    yield "hsdp_offload", Setup("hsdp_offload", shares, ranks, "shards", offload=True, ulysses=ranks)
+
+
 def _pipelines(ask: Ask, ranks: int) -> Iterator[tuple[str, Setup]]:
-    """Both pipelines: decoded inline, with layers shifted away from the rank that decodes, or on a rank of its own."""
+    """Both pipelines: decoded inline, with layers shifted away from the rank that decodes, or on a rank of its own.
+
+    Between them lie grids: groups of ranks take steps, and cut the layers within a group.
+    """
     costs = ask.dit.layer_costs()
     mean = sum(costs) / len(costs)
     for name, table_of in (("diagonal_pipeline", layer_table), ("timestep_pipeline", step_table)):
@@ -179,6 +199,11 @@ def _pipelines(ask: Ask, ranks: int) -> Iterator[tuple[str, Setup]]:
             if name == "diagonal_pipeline" and ranks < ask.dit.layers:
                 missing = "" if has_key(name, key) else f"strategy.{key} is not available yet"
                 yield name, replace(_piped(ask, name, table_of(ranks, ask.steps, shifted), (setting,)), missing=missing)
+        for groups in range(2, min(ranks, ask.steps + 1)) if name == "diagonal_pipeline" else ():
+            grid = grid_table(ranks, ask.steps, costs, False, groups)
+            yield name, _piped(ask, name, grid, (f"strategy.step_groups={groups}",))
+            away = _piped(ask, name, grid, (f"strategy.step_groups={groups}", "strategy.caches=host"))
+            yield name, replace(away, caches="host")
         if ranks > 2:
             yield name, _piped(ask, name, table_of(ranks, ask.steps, costs, True), ("parallel.decode=rank",))
         missing = "" if has_key(name, "caches") else "strategy.caches is not available yet"
@@ -295,7 +320,10 @@ def ask_of(cfg: Any, seen: Picture | None = None) -> Ask:
     seen = seen or picture(cfg.request.size, cfg.model.size_multiple, cfg.rollout.cache_frames)
     told = cfg.get("plan") or {}
     precision, encoders = cfg.precision.dit, cfg.precision.encoders
-    kinds = {"weights": told.get("weights") or precision, "cache": told.get("cache") or precision}
+    kinds = {
+        "weights": told.get("weights") or cfg.precision.get("weights") or precision,
+        "cache": told.get("cache") or precision,
+    }
     for key, value in (*kinds.items(), ("dit", precision), ("encoders", encoders)):
         if value not in ITEMS:
             name = f"plan.{key}" if key in kinds else f"precision.{key}"

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from liveavatar.checkpoint.read import TensorSource
-from liveavatar.checkpoint.slab import allocate
+from liveavatar.checkpoint.read import TensorSource, read_rows
+from liveavatar.checkpoint.slab import allocate, retype
 from liveavatar.models.dit.model import AvatarDiT
 from liveavatar.strategies.base import WholeLattice
 from liveavatar.strategies.ranks import RankStrategy
@@ -85,7 +85,7 @@ class FsdpFull(WholeLattice, RankStrategy):
 
     def cut(self, dit: AvatarDiT, dtype: torch.dtype) -> Sequence[FSDPModule]:
         """Wrap the units of a DiT, which is still on meta; returns them in the order of a pass."""
-        dit.to(dtype)
+        retype(dit, dtype)
         self._mesh = self.mesh()
         return shard(dit, self._mesh, self.wrap, self.reshard_after_forward, self.prefetch, **self.policies())
 
@@ -191,8 +191,9 @@ def fill_shards(dit: nn.Module, source: TensorSource, rest: torch.device) -> int
         for name, parameter in list(owner._parameters.items()):
             if not isinstance(parameter, DTensor):
                 continue
-            full = source.read(f"{path}.{name}" if path else name, parameter.shape).to(parameter.dtype)
-            local = _own_part(full, parameter)
+            start, stop = _own_rows(parameter)
+            rows = read_rows(source, f"{path}.{name}" if path else name, parameter.shape, start, stop)
+            local = rows.to(parameter.dtype)
             held += local.nbytes
             room = allocate(local.nbytes, rest, pinned=rest.type == "cpu" and torch.cuda.is_available())
             room = room.view(local.dtype).view(local.shape).copy_(local)
@@ -208,10 +209,9 @@ def fill_shards(dit: nn.Module, source: TensorSource, rest: torch.device) -> int
     return held
 
 
-def _own_part(full: Tensor, parameter: DTensor) -> Tensor:
-    """The rows of a tensor that this rank holds: FSDP2 shards along the first dimension."""
-    mesh = parameter.device_mesh
-    axis = "shard"
-    size, rank = mesh[axis].size(), mesh.get_local_rank(axis)
-    chunks = full.chunk(size, dim=0)
-    return chunks[rank] if rank < len(chunks) else full[:0]
+def _own_rows(parameter: DTensor) -> tuple[int, int]:
+    """The rows of a tensor that this rank holds: FSDP2 shards along the first dimension, as `torch.chunk` cuts."""
+    mesh, rows = parameter.device_mesh, parameter.shape[0]
+    size, rank = mesh["shard"].size(), mesh.get_local_rank("shard")
+    each = -(-rows // size)
+    return min(rank * each, rows), min((rank + 1) * each, rows)

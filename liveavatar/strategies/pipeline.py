@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from liveavatar.checkpoint.read import TensorSource
+from liveavatar.checkpoint.slab import retype
 from liveavatar.models.dit.model import AvatarDiT
 from liveavatar.models.vae.codec import WanCodec
 from liveavatar.sampling.stages import Stage, StageTable, grid_table
@@ -125,7 +126,7 @@ class Pipeline(StreamingStrategy):
 
     def place(self, dit: AvatarDiT, source: TensorSource, dtype: torch.dtype) -> None:
         assert self.table is not None
-        dit.to(dtype)  # all is on meta: it costs nothing, and a stage without weights knows its type too
+        retype(dit, dtype)  # all is on meta: it costs nothing, and a stage without weights knows its type too
         where = self.source
         keys = [self._key(rank, stage) for rank, stage in enumerate(self.table.stages)]
         mates = Mates.by(keys, self.global_rank, self.timeout)

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from liveavatar.checkpoint.slab import retype
 from liveavatar.memory.tracker import HOST, Peak, StorageTracker
 from liveavatar.models.dit.context import MOTION_LATENTS
 from liveavatar.models.dit.model import AvatarDiT
@@ -103,16 +104,17 @@ def rehearse(
     ranks: int = 1,
     rank: int = 0,
     decode: str = "inline",
+    ulysses: int = 1,
 ) -> Rehearsed:
     """Play some blocks of a stream on one of `ranks`; `dit` is built on meta and of no use afterwards.
 
     Raises what the strategy raises for a division that cannot work, and RuntimeError inside a real process group.
     """
-    dit.to(dtype)
+    retype(dit, dtype)
     voice = _Voice(stage.actors, *dit.audio, dtype)
     numbers = [float(level) for level in sampler.sigmas], [float(t) for t in sampler.timesteps]
     with _group(strategy, ranks, rank):
-        strategy.arrange(dit, sampler.steps, decode)
+        strategy.arrange(dit, sampler.steps, decode, ulysses)
         if isinstance(strategy, FsdpFull):
             _cut_ahead(strategy, dit, dtype)
         tracker = StorageTracker()
@@ -150,7 +152,7 @@ def one_cell(
     dit: AvatarDiT, strategy: FsdpFull, h: int, w: int, dtype: torch.dtype, ranks: int, actors: int = 1
 ) -> Rehearsed:
     """The peak of one forward of one cell under FSDP2 without any cache: what published tables of weights show."""
-    dit.to(dtype)
+    retype(dit, dtype)
     voice = _Voice(actors, *dit.audio, dtype)
     with _group(strategy, ranks, 0):
         _cut_ahead(strategy, dit, dtype)

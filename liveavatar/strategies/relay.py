@@ -31,13 +31,14 @@ class RankRelay:
         self.stage = table.stages[rank]
         self.steps, self.computes = self.stage.steps, self.stage.computes
         self.course = Course(0, 0, None)
+        self._text: Tensor | None = None
 
     def open(self, wire: Wire, course: Course) -> None:
         self.wire, self.course = wire, course
-        self.sinks = [course.first] if course.refresh is None else [course.first, course.refresh]
+        self.sinks = [course.first] if course.begins else []
+        self.sinks += [] if course.refresh is None else [course.refresh]
         self._inboxes: dict[int, Inbox] = {}
         self._outboxes: dict[int, Outbox] = {}
-        self._text: Tensor | None = None
         for rank in range(len(self.table.stages)):
             if rank != self.rank and next(self._expected(rank, course_of(course, 2)), None) is not None:
                 self._inboxes[rank] = Inbox(wire, rank, self._expected(rank, course), self.traffic)
@@ -201,11 +202,12 @@ class RankRelay:
             targets = set(self._ends(cell.step + 1))
         else:
             targets = {self.table.shows}
-            if cell.block == course.first and course.refresh is not None:
+            if course.begins and cell.block == course.first and course.refresh is not None:
                 targets |= {rank for rank, stage in enumerate(self.table.stages) if stage.computes}
         return [(rank, Message("latents", cell)) for rank in sorted(targets - {source})]
 
 
 def course_of(course: Course, blocks: int) -> Course:
     """The beginning of a course, of so many blocks at most: enough to see what comes again and again."""
-    return Course(course.first, blocks if course.count is None else min(course.count, blocks), course.refresh)
+    count = blocks if course.count is None else min(course.count, blocks)
+    return Course(course.first, count, course.refresh, course.begins)

@@ -159,7 +159,7 @@ class SlabRing:
         What does not arrive any more has been told where it was needed, or was not needed.
         """
         for slot in self.slots:
-            with suppress(ConnectionError):
+            with suppress(ConnectionError, ValueError):  # a rank or a disk has gone
                 self._finish(slot)
             slot.unit = None
 

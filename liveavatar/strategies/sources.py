@@ -22,7 +22,7 @@ from liveavatar.strategies.mates import Mates
 from liveavatar.strategies.ring import Wait
 
 
-def _arrived() -> None:
+def arrived() -> None:
     """The wait of a copy that was over when it returned, or that is ordered by its stream."""
 
 
@@ -58,7 +58,7 @@ class PeerShards:
         self.traffic.received += slot.nbytes - shard.nbytes
         self.traffic.gathered += slot.nbytes - shard.nbytes
         self.traffic.fetches += 1
-        return partial(_wait_for, name, work) if work is not None else _arrived
+        return partial(_wait_for, name, work) if work is not None else arrived
 
     def close(self) -> None:
         self.shards.clear()
@@ -104,7 +104,7 @@ class HostSlabs:
         slot.copy_(self.slabs[name], non_blocking=True)
         self.traffic.host += slot.nbytes
         self.traffic.fetches += 1
-        return _arrived
+        return arrived
 
     def close(self) -> None:
         self.slabs.clear()

@@ -13,6 +13,7 @@ from liveavatar.checkpoint.slab import SlabLayout, vacate
 from liveavatar.models.dit.cache import CacheShape, StreamCaches
 from liveavatar.models.dit.model import AvatarDiT
 from liveavatar.strategies.base import place_resident
+from liveavatar.strategies.filed import FileSlabs, filed
 from liveavatar.strategies.kv import HostCaches, HostRooms
 from liveavatar.strategies.mates import Mates
 from liveavatar.strategies.ranks import RankStrategy
@@ -62,7 +63,7 @@ class StreamingStrategy(RankStrategy):
         self.spill_dir = Path(spill_dir or tempfile.gettempdir())
         self.slots, self.source, self.cells_in_flight = slots, source, cells_in_flight
         self.ring: SlabRing | None = None
-        self._bytes: PeerShards | HostSlabs | None = None
+        self._bytes: PeerShards | HostSlabs | FileSlabs | None = None
         self._mates: Mates | None = None
         self._rooms = HostRooms(self.traffic)
         self._cold = 0
@@ -88,6 +89,8 @@ class StreamingStrategy(RankStrategy):
         layouts = {name: SlabLayout.of(unit, dtype, shards, names) for name, (unit, names) in parts.items()}
         if where == "peers":
             self._bytes = PeerShards(layouts, source, self.device, self.traffic, mates)
+        elif where == "disk" and (files := filed(source, layouts)) is not None:
+            self._bytes = FileSlabs(layouts, files, self.device, self.traffic, self.slots)
         else:
             folder = self.spill_dir if where == "disk" else None
             self._bytes = HostSlabs(layouts, source, self.device, self.traffic, mates, folder)
@@ -117,7 +120,9 @@ class StreamingStrategy(RankStrategy):
     def held_words(self, where: str) -> str:
         """What this rank holds, for the log."""
         ring = self.ring.nbytes if self.ring else 0
-        resting = "mapped from disk" if where == "disk" else "in host memory"
+        resting = f"{self.traffic.parked / 1e6:.1f} MB {'mapped from disk' if where == 'disk' else 'in host memory'}"
+        if isinstance(self._bytes, FileSlabs):
+            resting = "all else in the files of weights.dir"
         cold = (
             f", {self._cold / 1e6:.1f} MB of the weights prepare conditioning, outside the hot loop"
             if self._cold
@@ -125,7 +130,7 @@ class StreamingStrategy(RankStrategy):
         )
         return (
             f"{(self.traffic.held - ring) / 1e6:.1f} MB at rest and {ring / 1e6:.1f} MB of ring ({self.slots} slots) "
-            f"on each rank, {self.traffic.parked / 1e6:.1f} MB {resting}{cold}"
+            f"on each rank, {resting}{cold}"
         )
 
     def release(self) -> None:

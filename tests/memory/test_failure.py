@@ -115,6 +115,9 @@ def test_advice_follows_what_is_held_and_what_was_chosen() -> None:
     assert _settings(cpu=True)[0] == "+strategy=fsdp_stream strategy.source=disk"
     streamed = _settings("+strategy=fsdp_stream", "strategy.resident=3", "strategy.slots=4")
     assert streamed[:3] == ["strategy.resident=0", "strategy.slots=2", "strategy.source=host"]
+    for pipeline in ("diagonal_pipeline", "timestep_pipeline"):  # they keep their cut, and rest less on the card
+        assert _settings(f"+strategy={pipeline}")[:2] == ["strategy.caches=host", "strategy.source=host"]
+        assert _settings(f"+strategy={pipeline}", "strategy.caches=host")[0] == "strategy.source=host"
     wavefront = _settings("+strategy=fsdp_stream", "strategy.source=host", "parallel.schedule=wavefront")
     assert wavefront[:2] == [
         "strategy.caches=host",

@@ -94,6 +94,48 @@ def test_large_machines_keep_weights_at_rest(topology: str, label: str) -> None:
     assert choose(_found(topology))[0].label == label
 
 
+def test_ranks_that_share_cells_divide_heads_and_work() -> None:
+    ask, machine = _asked("topology=4x24gb")
+    shared = Setup("replicated", ("parallel.ulysses_size=4",), 4, ulysses=4)
+    plan, alone = draw_up(ask, shared), draw_up(ask, Setup("single_device"))
+    parts, whole = _parts(plan), _parts(alone)
+    assert parts["weights"] == whole["weights"]
+    assert [4 * parts[name] for name in ("caches", "sink", "scratch")] == [
+        whole[name] for name in ("caches", "sink", "scratch")
+    ]
+    assert parts["mail"] == 2 * ask.picture.tokens * 5120 * 2  # a room each for a whole block, leaving and coming
+    took, single = pace(ask, plan, machine), pace(ask, alone, machine)
+    assert took.compute_s == pytest.approx(single.compute_s / 4)
+    assert took.exchange_s == pytest.approx(4 * 40 * 4 * 792 * 5120 * 2 * 0.75 / 12e9)  # steps, layers, q k v and back
+    assert took.seconds == pytest.approx(took.compute_s + took.decode_s + took.exchange_s)
+    assert pace(ask, plan, replace(machine, received_gbs=1)).bound_by == "peer link"
+
+
+def test_ways_that_share_cells_are_offered_where_heads_divide() -> None:
+    found = _found("4x24gb")
+    for label in ("replicated", "fsdp_stream", "fsdp_full", "hsdp_offload"):
+        assert any("parallel.ulysses_size=4" in way.plan.setup.settings for way in found[label])
+    assert best(found["hsdp_offload"]).plan.setup.ulysses == 4  # caches of all heads are what does not fit
+    ask, machine = _asked("topology=5x80gb", "topology.devices=3")  # 3 does not divide 40
+    assert "replicated" not in options(ask, machine)
+
+
+@pytest.mark.parametrize(("topology", "groups"), [("4x24gb", {2, 3}), ("5x24gb", {2, 3, 4})])
+def test_grids_lie_between_both_pipelines(topology: str, groups: set[int]) -> None:
+    ask, _ = _asked()
+    ways = _found(topology)["diagonal_pipeline"]
+    cut = {
+        int(word.split("=")[1]): way.plan.setup.stages
+        for way in ways
+        for word in way.plan.setup.settings
+        if word.startswith("strategy.step_groups=")
+    }
+    assert cut.keys() == groups
+    for number, stages in cut.items():
+        assert len({steps for steps, _ in stages}) == number
+        assert sum(len(steps) * len(layers) for steps, layers in stages) == ask.steps * ask.dit.layers
+
+
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_what_fits_leaves_its_margin_and_what_does_not_is_told_why(topology: str) -> None:
     ask, machine = _asked(f"topology={topology}")
@@ -122,11 +164,14 @@ def test_eight_bits_halve_what_they_are_asked_for() -> None:
     assert parts["caches"] == pytest.approx(20.8 * GB, rel=2e-3)
 
 
-def test_eight_bits_are_never_chosen_while_no_run_can_do_them() -> None:
-    ask, machine = _asked("topology=4x24gb", "plan.weights=fp8")
+def test_a_cache_of_eight_bits_is_never_chosen_while_no_run_can_do_it() -> None:
+    ask, machine = _asked("topology=4x24gb", "plan.cache=fp8")
     found = options(ask, machine)
     assert choose(found) == []
     assert any(best(ways).fits for ways in found.values())
+    ask, machine = _asked("topology=4x24gb", "precision=fp8")
+    assert ask.weights == "fp8"
+    assert choose(options(ask, machine))
 
 
 def test_what_lends_whole_units_is_planned_without_hoisting() -> None:

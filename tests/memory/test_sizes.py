@@ -12,6 +12,7 @@ from liveavatar.config import compose, make
 from liveavatar.memory.sizes import DitSizes, picture, speech_params, text_params, vae_params
 from liveavatar.models.dit.context import Grid
 from liveavatar.models.dit.model import AvatarDiT
+from liveavatar.models.dit.quantised import quantise_linears
 from liveavatar.strategies.pipeline import layer_costs
 
 
@@ -41,6 +42,11 @@ def test_parameters_are_those_of_the_model_on_meta(model: str) -> None:
     for layers in (range(sizes.layers), range(2), range(1, sizes.layers)):
         dit.stage = layers
         assert sizes.stage(layers) == list(dit.units())
+    dit.stage = range(sizes.layers)
+    quantise_linears(dit, "fp8")
+    for name, unit in dit.units().items():
+        assert sizes.slab(name, 2, 3, small=True) == SlabLayout.of(unit, torch.bfloat16, 3).nbytes
+        assert sizes.hot_slab(name, 2, small=True) == SlabLayout.of(unit, torch.bfloat16, names=unit.part()).nbytes
 
 
 @pytest.mark.parametrize(("height", "width"), [(704, 384), (384, 256), (640, 448), (64, 64), (128, 1024)])

@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from liveavatar.checkpoint.keymap_dit import DIT
-from liveavatar.checkpoint.read import RandomWeights, SafetensorsWeights
+from liveavatar.checkpoint.read import RandomWeights
+from liveavatar.checkpoint.shards import Shards
 from liveavatar.models.dit.context import Grid
 from liveavatar.models.vae import WanCodec, stream_decode
 from liveavatar.sampling.scheduler import EulerSampler
@@ -149,7 +150,7 @@ def golden(name: str, folder: Path) -> None:
     weights, sampler = case.folder / "weights.safetensors", EulerSampler(case.info["protocol"]["steps"])
     model = build.meta_dit(case.info["config"], weights)
     strategy.arrange(model, sampler.steps, "inline", world)
-    strategy.place(model, SafetensorsWeights(weights, DIT), torch.float32)
+    strategy.place(model, Shards([weights], DIT), torch.float32)
     found = {}
     for run_name in sorted({run_of(stored) for stored in case.names()}):
         blocks = [block.latents[0].clone() for block in _recorded(case, run_name, model, sampler, strategy)]

@@ -11,7 +11,8 @@ import torch.distributed as dist
 from lightning.fabric import Fabric
 
 from liveavatar.checkpoint.keymap_dit import DIT
-from liveavatar.checkpoint.read import RandomWeights, SafetensorsWeights
+from liveavatar.checkpoint.read import RandomWeights
+from liveavatar.checkpoint.shards import Shards
 from liveavatar.models.dit.model import AvatarDiT
 from liveavatar.strategies.single import SingleDevice
 from liveavatar.strategies.stream import FsdpStream
@@ -71,7 +72,7 @@ def test_the_stream_golden_is_met_with_streamed_weights(alone: None, slots: int)
     def streamed(config: dict) -> AvatarDiT:
         strategy = launched(slots=slots)
         model = build.meta_dit(config, weights)
-        strategy.place(model, SafetensorsWeights(weights, DIT), torch.float32)
+        strategy.place(model, Shards([weights], DIT), torch.float32)
         model.register_forward_hook(_is_bare)
         placed.append(strategy)
         twin = build.dit(config, weights)

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from liveavatar.checkpoint.keymap_dit import DIT
-from liveavatar.checkpoint.read import RandomWeights, SafetensorsWeights
+from liveavatar.checkpoint.read import RandomWeights
+from liveavatar.checkpoint.shards import Shards
 from liveavatar.models.dit.model import AvatarDiT, Residency
 from liveavatar.sampling.conditioning import RolloutSettings, SinkPlan
 from liveavatar.sampling.noise import CounterDistance, CounterNoise, TableDistance, TableNoise
@@ -164,7 +165,7 @@ def golden(name: str, strategy_name: str, folder: Path) -> None:
     weights, sampler = case.folder / "weights.safetensors", EulerSampler(case.info["protocol"]["steps"])
     model = build.meta_dit(case.info["config"], weights)
     strategy.arrange(model, sampler.steps, "inline")
-    strategy.place(model, SafetensorsWeights(weights, DIT), torch.float32)
+    strategy.place(model, Shards([weights], DIT), torch.float32)
     found = {}
     for run_name in sorted({run_of(stored) for stored in case.names()}):
         blocks = [block.latents[0].clone() for block in _recorded(case, run_name, model, sampler, strategy)]
