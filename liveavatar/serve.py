@@ -1,0 +1,68 @@
+"""python -m liveavatar.serve: a page on http://localhost:7860 where a portrait speaks while it is being made.
+
+python -m liveavatar.serve +strategy=fsdp_stream sampler.steps=2 server.port=8000
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from liveavatar.config import MISTAKEN, make, run_command
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+FAILED = 1
+NEEDED = ("starlette", "uvicorn", "websockets")
+
+
+def serve(cfg: DictConfig, words: list[str]) -> bool:
+    """Serve a configuration until interrupted; `words` are the overrides that made it. False where it did not start.
+
+    Raises ValueError, naming the key, for what cannot work.
+    """
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise ValueError(f"the live server needs {', '.join(missing)}: pip install 'liveavatar[ui]'")
+    from liveavatar.settings import first_rank
+    from liveavatar.tracking import start_log
+    from liveavatar.ui.app import make_app
+    from liveavatar.ui.loading import loader
+    from liveavatar.ui.serving import listen, run
+
+    start_log(None)
+    settings = make(cfg.server, "server")
+    if not first_rank():
+        loader(cfg, words, settings)(None)  # only the first rank listens; this one ends with it
+    logging.getLogger("liveavatar").handlers[0].setLevel(logging.INFO)
+    with listen(settings) as listener:
+        app = make_app(settings, loader(cfg, words, settings))
+        return run(app, settings, listener)
+
+
+def main() -> None:
+    """Entry point of `python -m liveavatar.serve` and of the console script."""
+    composed: list[tuple[DictConfig, list[str]]] = []
+
+    def keep(cfg: DictConfig) -> None:
+        from hydra.core.hydra_config import HydraConfig
+
+        composed.append((cfg, list(HydraConfig.get().overrides.task)))
+
+    run_command("serve", keep)
+    if not composed:  # --help and the like
+        return
+    try:  # outside Hydra, for visitors have models composed anew
+        if not serve(*composed[0]):
+            sys.exit(FAILED)
+    except ValueError as error:
+        sys.stderr.write(f"liveavatar: {error}\n")
+        sys.exit(MISTAKEN)
+    except KeyboardInterrupt:
+        pass
+
+
+if __name__ == "__main__":
+    main()
