@@ -1,0 +1,25 @@
+"""How many steps does a stream need, and what does each cost?
+
+    python -m experiments.sampling_steps.run --out experiments/sampling_steps
+
+The same request with 1 to 8 steps: speed, first frame and peak, coloured by whatever metric of quality the runs have.
+Lip sync against ground truth, with the same steps, is `python -m experiments.embedded.run --part settings`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from experiments.board import answer, options
+
+VARIED = ["sampler.steps=1,2,3,4,6,8"]
+
+
+def main() -> None:
+    assert __doc__
+    given = options(__doc__, seconds=4).parse_args()
+    sys.exit(1 if answer(given, VARIED, ("front", "drift")) else 0)
+
+
+if __name__ == "__main__":
+    main()
