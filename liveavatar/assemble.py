@@ -14,16 +14,22 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from liveavatar.board import NoBoard
+from liveavatar.checkpoint.adapters import Adapters
+from liveavatar.checkpoint.adapters import attach as attach_files
 from liveavatar.checkpoint.load import Lent, materialise
+from liveavatar.checkpoint.quantised import check_kind, quantised
 from liveavatar.checkpoint.read import TensorSource, expect
-from liveavatar.choice import Chosen, choose
+from liveavatar.choice import Chosen, choose, choose_attention
 from liveavatar.config import conf_dir, kept, literal, make
 from liveavatar.intake import Parts, check_request
 from liveavatar.memory.attend import WatchedSource
 from liveavatar.memory.explain import explained, foresee
 from liveavatar.memory.given import GB, Setup
+from liveavatar.memory.plan import suited
 from liveavatar.memory.profiler import MemoryProfiler, Peaks, ProfileSettings
 from liveavatar.metrics.speed import SpeedMeter
+from liveavatar.models.dit.quantised import quantise_linears
 from liveavatar.run import Run, encoders
 from liveavatar.sampling.scheduler import EulerSampler
 from liveavatar.session import AvatarSession
@@ -52,22 +58,28 @@ class Loaded:
     profile: ProfileSettings
     rank: int
     loading: Mapping[str, Peaks]
+    adapters: Adapters
     metrics: dict[str, Any] = field(default_factory=dict)
     setup: Setup | None = None
+    grouped: bool = False
+    """Whether its runs belong together: those of a list of requests."""
 
     def run(self, cfg: DictConfig, request: AvatarRequest, directory: Path | None) -> Run:
         """One request on these models; it shares nothing with other runs but them."""
         memory = MemoryProfiler(self.strategy.device, self.profile, rank=self.rank)
         memory.phases |= {name: replace(peaks) for name, peaks in self.loading.items()}
-        attach(memory, self.strategy, self.session.parts)
+        attach(memory, self.strategy, self.session.parts, self.adapters)
+        board = make(cfg.logger, "logger") if self.rank == 0 else NoBoard()
         return Run(
-            cfg, request, self.session, self.strategy, directory, SpeedMeter(), memory, dict(self.metrics), self.setup
-        )
+            cfg, request, self.session, self.strategy, directory, SpeedMeter(), memory, dict(self.metrics), self.setup,
+            self.adapters, board, directory.parent.name if directory and self.grouped else None,
+        )  # fmt: skip
 
 
-def attach(memory: MemoryProfiler, strategy: Any, parts: Parts) -> None:
+def attach(memory: MemoryProfiler, strategy: Any, parts: Parts, adapters: Adapters) -> None:
     """Let what is in place report to a profiler."""
     memory.ledger.add(strategy.holdings)
+    memory.ledger.add(lambda: {"adapters": (adapters.nbytes, 0)} if adapters.attached else {})
     for name, module in encoders(parts).items():
         memory.ledger.add_module(name, module, strategy.device)
 
@@ -84,9 +96,12 @@ def load(cfg: DictConfig, chosen: Chosen, directory: Path | None = None) -> Load
     with explained(memory, cfg, directory), strategy.watched():
         foresee(memory, cfg, world)
         parts = build_parts(cfg, WatchedSource(source, memory), strategy, sampler, *chosen.dtypes, chosen.hoist)
+        attention = choose_attention(parts.dit, cfg.attention.backend, strategy.device, chosen.dtypes[0])
         if chosen.ranks == "requests":
             strategy.take_requests(parts.dit)
-        attach(memory, strategy, parts)
+        adapters = Adapters(parts.dit, strategy.device, chosen.dtypes[0])
+        attach_files(adapters, cfg.adapters)
+        attach(memory, strategy, parts, adapters)
         memory.end()
     memory.close()
     if chosen.reason:
@@ -103,7 +118,7 @@ def load(cfg: DictConfig, chosen: Chosen, directory: Path | None = None) -> Load
         "strategy": strategy.name,
         "model": cfg.model.name,
     }
-    metrics |= {"run/precision": cfg.precision.dit, "speed/load_s": time.perf_counter() - began}
+    metrics |= {"attention": attention, "run/precision": cfg.precision.dit, "speed/load_s": time.perf_counter() - began}
     session = AvatarSession(
         parts,
         sampler,
@@ -119,7 +134,9 @@ def load(cfg: DictConfig, chosen: Chosen, directory: Path | None = None) -> Load
     shared = cfg.parallel.decode, cfg.parallel.ulysses_size
     planned = chosen.rollout.mode != "clipwise" and chosen.ranks == "same"
     setup = setup_of(strategy, world, chosen.cells, *shared) if planned else None
-    return Loaded(session, strategy, chosen.profile, rank, memory.phases, metrics, setup)
+    return Loaded(
+        session, strategy, chosen.profile, rank, memory.phases, adapters, metrics, setup, cfg.requests is not None
+    )
 
 
 def assemble(cfg: DictConfig) -> Run:
@@ -164,7 +181,9 @@ def build_parts(
         names = ("text", "speech", "vae")
         others: dict[str, nn.Module] = {name: make(cfg.model[name], f"model.{name}") for name in names}
     dit.hoist, parallel = hoist, cfg.parallel
-    expect(source, {name: parameter.shape for name, parameter in dit.named_parameters()})
+    if (kind := check_kind(cfg.precision.weights)) is not None:
+        source = quantised(source, kind, quantise_linears(dit, kind))
+    expect(source, _shapes(dit, others))
     strategy.arrange(dit, sampler.steps, parallel.decode, parallel.ulysses_size)  # refuses what cannot work, in time
     tokenizer = make(cfg.model.tokenizer, "model.tokenizer")
     lent = Lent(others["text"], _Named(source, "text"), strategy.device, dtype)
@@ -176,13 +195,21 @@ def build_parts(
     return Parts(dit, text, tokenizer, others["speech"], others["vae"], cfg.model.size_multiple)  # type: ignore[arg-type]
 
 
+def _shapes(dit: nn.Module, others: Mapping[str, nn.Module]) -> dict[str, torch.Size]:
+    """Every tensor that a run asks its source for, by name."""
+    shapes = {name: parameter.shape for name, parameter in dit.named_parameters()}
+    for component, module in others.items():
+        shapes |= {f"{component}.{name}": parameter.shape for name, parameter in module.named_parameters()}
+    return shapes
+
+
 def rehearsals(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     """The best way of each strategy that the runtime has, played on fake tensors, beside what the plan says of it.
 
     Only the fullest rank is played, and of the strategies `plan.only` (null: the two that the plan prefers). Raises
     ValueError for a configuration that cannot be planned.
     """
-    ask, topology = replace(ask_of(cfg), hoisted=False), make(cfg.topology, "topology")  # it plays units whole
+    ask, topology = ask_of(cfg), make(cfg.topology, "topology")
     found, told = options(ask, topology), {}
     wanted = [way.label for way in prefer(found)][:2] if cfg.plan.only is None else [cfg.plan.only]
     wanted = [label for label in found if label in wanted or "all" in wanted]
@@ -199,6 +226,7 @@ def rehearsals(cfg: DictConfig) -> dict[str, dict[str, Any]]:
         strategy = make(OmegaConf.merge(node, laid.get("strategy", {})), "strategy")
         with torch.device("meta"):
             dit = make(cfg.model.dit, "model.dit").eval()
+        dit.hoist = int(suited(ask, setup).hoisted)
         decode = "rank" if "parallel.decode=rank" in setup.settings else "inline"
         seen = rehearse(
             dit,
@@ -210,6 +238,7 @@ def rehearsals(cfg: DictConfig) -> dict[str, dict[str, Any]]:
             setup.ranks,
             rank,
             decode,
+            setup.ulysses,
         )
         planned = way.plan.ranks[rank].playing(AWAY)
         told[label] = {

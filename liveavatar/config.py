@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 
 FREE_TEXT = ("request.prompt", "request.image", "request.audio", "request.pose", "request.masks")
 FREE_TEXT += ("output.dir", "output.latents", "weights.dir", "weights.lora", "sink.path", "requests")
+FREE_TEXT += ("video", "reference", "audio", "json", "runs", "out", "title")
 """Keys whose values are words or paths: whatever a user types for them is meant as it stands."""
 
 _IN_QUOTES = re.compile(r'(["\'])(?:(?:(?!\1)[^\\])|\\.)*\1', re.DOTALL)
@@ -135,6 +138,8 @@ def _quoted(argument: str) -> str:
     name = key.lstrip("+")
     if not sign or name not in FREE_TEXT or value in ("", "null") or _IN_QUOTES.fullmatch(value):
         return argument
+    if name == "weights.lora" and value[0] in "[{":  # several, or one with its weight
+        return argument
     if name != "request.prompt" and _INTERPOLATION.fullmatch(value):
         return argument
     # OmegaConf reads `${`, Hydra reads quotes; before either, each takes two backslashes for one
@@ -142,3 +147,43 @@ def _quoted(argument: str) -> str:
     value = re.sub(r'(\\*)"', r'\1\1\\"', value)
     value = re.sub(r"(\\+)\Z", r"\1\1", value)
     return f'{key}="{value}"'
+
+
+TALKATIVE = ("torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer", "torch.utils.cpp_extension")
+"""Loggers that speak to developers of other libraries whenever those are imported beside one another."""
+
+
+def hush() -> None:
+    """Keep what libraries tell one another at import off the screen of a command: it is nothing a user can mend."""
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+MISTAKEN = 2
+"""Exit code of a command that was given what cannot be."""
+
+
+def run_command(name: str, body: Callable[[DictConfig], None], extra: Sequence[str] = ()) -> None:
+    """The life of a command: its words become the configuration `name`, which `body` is given.
+
+    An exit before there is a configuration is a mistake on the command line. `extra` words come after the user's.
+    """
+    import hydra
+
+    register_resolvers()
+    hush()
+    sys.argv[1:] = quoted([*sys.argv[1:], *extra])
+    composed = False
+
+    @hydra.main(version_base="1.3", config_path=conf_dir(), config_name=name)
+    def run(cfg: DictConfig) -> None:
+        nonlocal composed
+        composed = True
+        body(cfg)
+
+    try:
+        run()
+    except SystemExit as ended:
+        if ended.code == 1 and not composed:
+            raise SystemExit(MISTAKEN) from None
+        raise

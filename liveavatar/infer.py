@@ -1,6 +1,7 @@
 """python -m liveavatar.infer: a request in, a video with sound out.
 
 python -m liveavatar.infer +strategy=fsdp_stream request.image=me.jpg request.audio=hello.wav request.prompt="…"
+… | python -m liveavatar.infer request.audio=-    sound as it comes: 16-bit mono at live.rate, from standard input
 """
 
 from __future__ import annotations
@@ -10,17 +11,14 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-import hydra
-
-from liveavatar.config import conf_dir, quoted, register_resolvers
+from liveavatar.config import MISTAKEN, run_command
 from liveavatar.memory.failure import OutOfMemory
+from liveavatar.sweep import asked_for, run_sweep
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-INTERRUPTED, FAILED, MISTAKEN = 130, 1, 2
-_composed = False
-"""Whether Hydra has handed a configuration over: an exit before that is a mistake on the command line."""
+INTERRUPTED, FAILED = 130, 1
 
 
 def infer(cfg: DictConfig) -> dict[str, Any]:
@@ -37,6 +35,10 @@ def infer(cfg: DictConfig) -> dict[str, Any]:
         from liveavatar.batch import run_requests
 
         return run_requests(cfg)
+    if cfg.request.audio == "-":
+        from liveavatar.live.command import run_live
+
+        return run_live(cfg, sys.stdin.buffer)
     with assemble(cfg) as run:
         for _ in run.chunks():
             pass
@@ -56,10 +58,8 @@ def summary(directory: Any, metrics: dict[str, Any]) -> str:
     return f"{speed}\n{directory}: {', '.join(sorted(p.name for p in directory.iterdir()))}"
 
 
-@hydra.main(version_base="1.3", config_path=conf_dir(), config_name="infer")
 def _main(cfg: DictConfig) -> None:
-    global _composed
-    _composed, code = True, 0
+    code = 0
     try:
         code = FAILED if infer(cfg).get("requests/failed") else 0
     except KeyboardInterrupt:
@@ -101,14 +101,9 @@ def _info(error: BaseException) -> tuple[type[BaseException], BaseException, Any
 def main() -> None:
     """Entry point of `python -m liveavatar.infer` and of the console script."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # the transport's warnings, with the addresses of its calls
-    register_resolvers()
-    sys.argv[1:] = quoted(sys.argv[1:])
-    try:
-        _main()
-    except SystemExit as ended:
-        if ended.code == 1 and not _composed:
-            raise SystemExit(MISTAKEN) from None
-        raise
+    if asked_for(sys.argv[1:]):
+        sys.exit(run_sweep(sys.argv[1:]))
+    run_command("infer", _main)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from liveavatar.media.audio import PLAYBACK_RATE, Voice, load_voice, mix
@@ -15,7 +18,7 @@ from liveavatar.media.mask import actor_masks, load_masks
 from liveavatar.media.video import fit_frame, read_video
 from liveavatar.models.dit.context import Grid
 from liveavatar.models.dit.model import AvatarDiT
-from liveavatar.models.speech import FullAudio, PcmBuffer, SpeechEncoder, WindowAudio
+from liveavatar.models.speech import FullAudio, PcmBuffer, PcmSource, SpeechEncoder, WindowAudio
 from liveavatar.models.text import TextEncoder, Tokenizer, clean_text
 from liveavatar.models.vae.codec import WanCodec
 from liveavatar.sampling.conditioning import (
@@ -35,6 +38,7 @@ from liveavatar.types import (
     LATENT_STRIDE,
     SPEECH_RATE,
     AvatarRequest,
+    BlockAudio,
     StreamInfo,
 )
 
@@ -132,12 +136,7 @@ class Intake:
         seconds = _seconds(voices, request)
         voices = [voice.cut(seconds).padded(BLOCK_FRAMES / FPS) for voice in voices]
         image = load_image(request.image)
-        height, width = fit_size(image.height, image.width, request.size, self.parts.size_multiple)
-        if min(height, width) < MIN_SIDE:
-            raise ValueError(
-                f"request.size={request.size} makes {height}×{width} pixels of {request.image}, and no side may be "
-                f"under {MIN_SIDE}: write a larger area, such as request.size=128*128, or crop the picture"
-            )
+        height, width = self.sides(image, request.size, str(request.image))
         log.info(
             "picture %d×%d → %d×%d (an area of at most %d pixels, sides multiples of %d)",
             *(image.width, image.height, width, height, request.size, self.parts.size_multiple),
@@ -146,7 +145,7 @@ class Intake:
         audio = self._listen(voices)
         frames, blocks = self._length(voices, audio)
         given = Conditioning(
-            text=self._read(request.prompt),
+            text=self.read(request.prompt),
             reference=reference,
             motion=motion,
             audio=audio,
@@ -155,6 +154,27 @@ class Intake:
         )
         info = StreamInfo(width, height, FPS, PLAYBACK_RATE, frames, blocks)
         return Gathered(info, given, window, mix(voices), blocks)
+
+    @torch.no_grad()
+    def live(self, image: Image, prompt: str, size: int, audio: BlockAudio) -> Gathered:
+        """What a stream is given whose sound is still to come: its voice is empty, its length not known."""
+        height, width = self.sides(image, size, "the picture")
+        reference, motion, window = self._look(fit_image(image, height, width).to(self.device))
+        given = Conditioning(
+            text=self.read(prompt), reference=reference, motion=motion, audio=audio, pose=self._still(height, width)
+        )
+        info = StreamInfo(width, height, FPS, PLAYBACK_RATE, None)
+        return Gathered(info, given, window, Voice(np.zeros(0, np.float32), PLAYBACK_RATE), 0)
+
+    def sides(self, image: Image, size: int, name: str = "the picture") -> tuple[int, int]:
+        """Height and width of the video of a picture. Raises ValueError where a side would be too short."""
+        height, width = fit_size(image.height, image.width, size, self.parts.size_multiple)
+        if min(height, width) < MIN_SIDE:
+            raise ValueError(
+                f"request.size={size} makes {height}×{width} pixels of {name}, and no side may be "
+                f"under {MIN_SIDE}: write a larger area, such as request.size=128*128, or crop the picture"
+            )
+        return height, width
 
     def _look(self, picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Reference latent, motion latents, and the frames that the motion latents stand for."""
@@ -174,7 +194,12 @@ class Intake:
             return FullAudio(self.parts.speech, pcms, self.rollout.frames_per_clip, lead)
         if given.context == "full":
             log.info("the voice lasts %.0f s, more than speech.full_limit_s: it is heard through a window", longest)
-        sources = [PcmBuffer(pcm) for pcm in pcms]
+        return self.window([PcmBuffer(pcm) for pcm in pcms])
+
+    def window(self, sources: Sequence[PcmSource]) -> WindowAudio:
+        """Sound that is heard through a window, whether it is all there or still to come."""
+        given = self.speech
+        lead = self.rollout.lead_frames
         return WindowAudio(self.parts.speech, sources, given.left_s, given.right_s, given.norm_s, lead)
 
     def _length(self, voices: list[Voice], audio: FullAudio | WindowAudio) -> tuple[int, int]:
@@ -186,16 +211,21 @@ class Intake:
             frames = clips * per_clip - DROPPED_FRAMES
         return frames, -(-(frames + DROPPED_FRAMES) // BLOCK_FRAMES)
 
-    def _read(self, prompt: str) -> Tensor:
+    @torch.no_grad()
+    def read(self, prompt: str) -> Tensor:
+        """A prompt as the model takes it, [1, words, text_dim]."""
         ids = self.parts.tokenizer(clean_text(prompt))
         return self.parts.text.encode(torch.tensor(ids, device=self.device)).unsqueeze(0)
 
     def _pose(self, request: AvatarRequest, height: int, width: int, frames: int) -> PoseTrack:
-        latent = (1, self.parts.dit.in_dim, BLOCK_LATENTS, height // VAE_STRIDE, width // VAE_STRIDE)
         if request.pose is None:
-            return NoPose(torch.zeros(latent, device=self.device, dtype=self.parts.dit.dtype))
+            return self._still(height, width)
         fitted = (fit_frame(frame, height, width) for frame in read_video(request.pose, limit=frames))
         return PoseClips(self.parts.codec, fitted, self.rollout.frames_per_clip, self.rollout.lead_frames)
+
+    def _still(self, height: int, width: int) -> NoPose:
+        latent = (1, self.parts.dit.in_dim, BLOCK_LATENTS, height // VAE_STRIDE, width // VAE_STRIDE)
+        return NoPose(torch.zeros(latent, device=self.device, dtype=self.parts.dit.dtype))
 
     def _masks(self, request: AvatarRequest, actors: int, grid: Grid, blocks: int) -> MaskTrack | None:
         if not request.masks or actors == 1:

@@ -18,7 +18,7 @@ from liveavatar.settings import make_request
 BESIDE = ("seed", "name")
 """Keys of a line that are not in the `request` node."""
 
-ONLY_HOW = ("output", "requests", "fabric", "parallel", "strategy", "sink")
+ONLY_HOW = ("output", "requests", "fabric", "parallel", "strategy", "sink", "logger")
 """Parts of a configuration that say how and where to work, and change no picture."""
 
 

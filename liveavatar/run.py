@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from liveavatar.board import Board, NoBoard
+from liveavatar.checkpoint.adapters import Adapters
 from liveavatar.checkpoint.load import Lent
 from liveavatar.config import kept, make
 from liveavatar.intake import Parts
+from liveavatar.journal import Journal
 from liveavatar.memory.attend import attending, encoding
 from liveavatar.memory.explain import explained
 from liveavatar.memory.figure import draw_if_possible
@@ -23,12 +27,15 @@ from liveavatar.memory.plan import draw_up
 from liveavatar.memory.profiler import MemoryProfiler, Prediction
 from liveavatar.memory.sizes import Picture
 from liveavatar.metrics.speed import SpeedMeter
+from liveavatar.metrics.suite import Suite
 from liveavatar.session import AvatarSession, Stream
 from liveavatar.sinks import Fanout, LatentSink, NullSink, ProgressSink
 from liveavatar.strategies.auto import ask_of
 from liveavatar.strategies.base import Traffic
 from liveavatar.tracking import write_metrics
-from liveavatar.types import AvatarRequest, Sink, VideoChunk
+from liveavatar.types import AvatarRequest, Sink, StreamInfo, VideoChunk
+
+log = logging.getLogger(__name__)
 
 ESSENTIAL = ("video", "latents")
 """Sinks that a user asked for: a run in which one of them failed has failed, whatever the others kept."""
@@ -36,7 +43,10 @@ ESSENTIAL = ("video", "latents")
 
 @dataclass
 class Run:
-    """Everything that one configuration asked for, ready to go. Use as a context: `close` releases what it holds."""
+    """Everything that one configuration asked for, ready to go. Use as a context: `close` releases what it holds.
+
+    `adapters` are the LoRA files beside the weights: they may be attached, weighed and removed between two chunks.
+    """
 
     cfg: DictConfig
     request: AvatarRequest
@@ -47,6 +57,10 @@ class Run:
     memory: MemoryProfiler
     metrics: dict[str, Any] = field(default_factory=dict)
     setup: Setup | None = None
+    adapters: Adapters | None = None
+    board: Board = field(default_factory=NoBoard)
+    group: str | None = None
+    meters: Suite = field(default_factory=lambda: Suite({}))
     _sinks: Fanout = field(default_factory=lambda: Fanout({}))
     _stream: Stream | None = None
     _made: Iterator[VideoChunk] = field(default_factory=lambda: iter(()))
@@ -57,8 +71,13 @@ class Run:
 
         Raises OutOfMemory, with the explanation as its message, where memory runs out.
         """
-        with explained(self.memory, self.cfg, self.directory):
-            self._open()
+        self._begin_board()  # a slow server is no part of the time to the first frame
+        try:
+            with explained(self.memory, self.cfg, self.directory):
+                self._open()
+        except BaseException:
+            self._end_board()
+            raise
 
     def _open(self) -> None:
         self.speed.begin()
@@ -128,14 +147,28 @@ class Run:
         """Sinks of this run; ranks that do not show anything have none."""
         if not self.session.shows:
             return Fanout({"none": NullSink()})
-        sinks: dict[str, Sink] = {"video": make(self.cfg.sink, "sink")}
-        if self.cfg.output.latents is not None:
-            about = {"config": kept(self.cfg), "threads": str(torch.get_num_threads())}
-            sinks["latents"] = LatentSink(Path(self.cfg.output.latents).expanduser(), about)
-        sinks["speed"] = self.speed
-        if self.strategy.is_output_rank:
-            sinks["progress"] = ProgressSink(note=self.memory.said)
-        return Fanout(sinks, essential=tuple(name for name in ESSENTIAL if name in sinks))
+        self.meters = make(self.cfg.metrics, "metrics") if "metrics" in self.cfg else Suite({})
+        sinks = sinks_of(self.cfg, self.speed) | {"meters": self.meters}
+        if self.directory is not None:
+            journal = Journal(self.directory / "metrics.jsonl", self._said)
+            sinks |= {"journal": journal, "board": _OnBoard(self, journal)}
+        return fanout(sinks, self.memory.said if self.strategy.is_output_rank else None)
+
+    def _said(self) -> dict[str, Any]:
+        """What a line of metrics.jsonl says of memory and traffic: bytes held now, and moved since the request came."""
+        now, moved = self.memory.gauge.glance(), self._since()
+        found = {"memory/host": now.host, "memory/allocated": now.allocated, "memory/reserved": now.reserved}
+        found |= {
+            "traffic/host_bytes": moved.host,
+            "traffic/received_bytes": moved.received,
+            "traffic/sent_bytes": moved.sent,
+            "traffic/unit_fetches": moved.fetches,
+        }
+        return {key: value for key, value in found.items() if value is not None}
+
+    def _since(self) -> Traffic:
+        """What has moved since the request came."""
+        return Traffic(**{name: value - self._moved[name] for name, value in vars(self.strategy.traffic).items()})
 
     def _finish(self, stream: Stream) -> None:
         """Close the sinks and write what is known of the run, however it ended."""
@@ -144,8 +177,9 @@ class Run:
         finally:
             self.memory.end()
             blocks, now = stream.gathered.blocks, self.strategy.traffic
-            moved = Traffic(**{name: value - self._moved[name] for name, value in vars(now).items()})
-            self.metrics |= self.speed.values() | self.memory.values()
+            moved = self._since()
+            self.metrics |= self.speed.values() | self.memory.values() | self.meters.values()
+            self.metrics["speed/meters_s"] = self.meters.seconds
             self.metrics |= {
                 "traffic/host_bytes_per_block": moved.host / blocks,
                 "traffic/received_bytes_per_block": moved.received / blocks,
@@ -163,6 +197,23 @@ class Run:
             if self.directory is not None:
                 write_metrics(self.directory, self.metrics)
                 draw_if_possible(self.memory.write(self.directory), self.memory.settings.figure)
+                self._end_board()
+
+    def _begin_board(self) -> None:
+        if self.directory is None:
+            return
+        plain: Any = OmegaConf.to_container(self.cfg, resolve=True)
+        try:
+            self.board.start(self.directory, plain, self.metrics, self.group)
+        except Exception as error:  # noqa: BLE001  a logger is never worth a run
+            log.warning("logger: %s; nothing is logged there", error)
+            self.board = NoBoard()
+
+    def _end_board(self) -> None:
+        try:
+            self.board.finish(self.metrics)
+        except Exception as error:  # noqa: BLE001  a logger is never worth a run
+            log.warning("logger: %s; what it was told last may be missing there", error)
 
     def close(self) -> None:
         self.strategy.release()
@@ -173,6 +224,39 @@ class Run:
 
     def __exit__(self, *ended: object) -> None:
         self.close()
+
+
+@dataclass
+class _OnBoard:
+    """Hands the board what the journal has just written."""
+
+    run: Run
+    journal: Journal
+
+    def open(self, info: StreamInfo) -> None:
+        """The board was told by the run, ahead of its request."""
+
+    def write(self, chunk: VideoChunk) -> None:
+        self.run.board.step(chunk.index, self.journal.last)
+
+    def close(self) -> None:
+        """The board is told the end by the run, whose files it shows."""
+
+
+def sinks_of(cfg: DictConfig, speed: SpeedMeter) -> dict[str, Sink]:
+    """The sinks of a configuration by name."""
+    sinks: dict[str, Sink] = {"video": make(cfg.sink, "sink")}
+    if cfg.output.latents is not None:
+        about = {"config": kept(cfg), "threads": str(torch.get_num_threads())}
+        sinks["latents"] = LatentSink(Path(cfg.output.latents).expanduser(), about)
+    return sinks | {"speed": speed}
+
+
+def fanout(sinks: dict[str, Sink], said: Callable[[], str] | None) -> Fanout:
+    """Sinks as one; a progress bar shows what `said` gives, and is left out without it."""
+    if said is not None:
+        sinks = sinks | {"progress": ProgressSink(note=said)}
+    return Fanout(sinks, essential=tuple(name for name in ESSENTIAL if name in sinks))
 
 
 def encoders(parts: Parts) -> dict[str, nn.Module]:

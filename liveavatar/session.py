@@ -16,7 +16,7 @@ import torch
 from liveavatar.intake import Gathered, Intake, Parts, SpeechSettings
 from liveavatar.models.vae.codec import WanCodec
 from liveavatar.sampling.conditioning import RolloutSettings, SinkPlan
-from liveavatar.sampling.decoding import ClipDecoding, Decoded, SharedCodec, StreamDecoding
+from liveavatar.sampling.decoding import ClipDecoding, Decoded, Decoding, SharedCodec, StreamDecoding
 from liveavatar.sampling.noise import CounterDistance, CounterNoise, DistanceSource, NoiseSource
 from liveavatar.sampling.relay import LocalRelay, Relay
 from liveavatar.sampling.rollout import CacheMaker, Rollout
@@ -31,7 +31,7 @@ class Stream:
     gathered: Gathered
     rollout: Rollout
     sink: SinkPlan
-    decoding: StreamDecoding | ClipDecoding | None
+    decoding: Decoding | None
 
     @property
     def info(self) -> StreamInfo:
@@ -39,7 +39,9 @@ class Stream:
 
 
 @dataclass
-class _Piece:
+class Piece:
+    """Frames that became ready with block `index`, and the seconds that they took."""
+
     decoded: Decoded
     index: int
     denoise_s: float
@@ -90,23 +92,37 @@ class AvatarSession:
         self, request: AvatarRequest, noise: NoiseSource | None = None, distance: DistanceSource | None = None
     ) -> Stream:
         """Read and encode all that a request names. `noise` and `distance` come from the seed unless they are given."""
-        gathered = self.intake(request)
+        return self.begin(self.intake(request), request.seed, 0, noise, distance)
+
+    @torch.no_grad()
+    def begin(
+        self,
+        gathered: Gathered,
+        seed: int,
+        first_block: int = 0,
+        noise: NoiseSource | None = None,
+        distance: DistanceSource | None = None,
+    ) -> Stream:
+        """A stream of what was gathered, with caches of its own; it counts its blocks from `first_block`."""
         given, settings = gathered.conditioning, self.rollout
         rollout = Rollout(
             self.parts.dit,
             given,
             self.sampler,
             settings,
-            noise or CounterNoise(request.seed),
-            distance or CounterDistance(request.seed, *settings.sink_distance),
+            noise or CounterNoise(seed),
+            distance or CounterDistance(seed, *settings.sink_distance),
+            first_block,
             relay=self.relay(),
             caches=self.caches,
         )
+        refresh = first_block + settings.blocks_per_clip
         if settings.mode == "clipwise":
             clips = ClipDecoding(self.parts.codec, given.motion, gathered.window, settings.blocks_per_clip)
-            refresh = settings.blocks_per_clip if self.decode_online else None
-            return Stream(gathered, rollout, SinkPlan(given.reference, lambda: clips.motion, refresh=refresh), clips)
-        sink = SinkPlan(given.reference, lambda: given.motion, refresh=settings.blocks_per_clip)
+            renewed = refresh if self.decode_online else None
+            sink = SinkPlan(given.reference, lambda: clips.motion, first_block, renewed)
+            return Stream(gathered, rollout, sink, clips)
+        sink = SinkPlan(given.reference, lambda: given.motion, first_block, refresh)
         return Stream(gathered, rollout, sink, self._decoding(given.motion))
 
     def _decoding(self, motion: torch.Tensor) -> StreamDecoding | None:
@@ -120,7 +136,7 @@ class AvatarSession:
         shown, total = 0, stream.info.total_frames
         sound = stream.gathered.voice.at(stream.info.audio_rate)
         began = time.perf_counter()
-        for piece in self._pieces(stream):
+        for piece in self.pieces(stream, stream.gathered.blocks):
             frames = piece.decoded.frames[0].transpose(0, 1)
             frames = (frames if total is None else frames[: total - shown]).float().cpu()
             chunk = VideoChunk(
@@ -141,21 +157,24 @@ class AvatarSession:
             began = time.perf_counter()
 
     @torch.no_grad()
-    def _pieces(self, stream: Stream) -> Iterator[_Piece]:
-        """Decoded pieces, with the seconds that denoising and decoding took since the piece before."""
+    def pieces(self, stream: Stream, count: int, first: int | None = None) -> Iterator[Piece]:
+        """Decoded pieces of `count` blocks, with the seconds that denoising and decoding took since the piece before.
+
+        `first` as in `Rollout.blocks`: a stream may be taken stretch by stretch, except in clipwise decoding.
+        """
         clock = _Clock(self.device)
         denoise, index = 0.0, 0
-        for block in stream.rollout.blocks(stream.gathered.blocks, stream.sink):
+        for block in stream.rollout.blocks(count, stream.sink, first):
             denoise, index = denoise + clock.lap(), block.index
             if stream.decoding is None:
                 continue
             for decoded in stream.decoding.push(block.index, block.latents):
-                yield _Piece(decoded, index, denoise, clock.lap())
+                yield Piece(decoded, index, denoise, clock.lap())
                 denoise = 0.0
             clock.lap()
         if stream.decoding is not None:
             for decoded in stream.decoding.flush():
-                yield _Piece(decoded, index, denoise, clock.lap())
+                yield Piece(decoded, index, denoise, clock.lap())
 
 
 class _Clock:

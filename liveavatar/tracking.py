@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ LIBRARIES = (
     "soxr",
     "hydra-core",
     "numpy",
+    "wandb",
 )
 
 
@@ -138,6 +140,7 @@ def stamp(device: str, threads: int, ranks: int) -> dict[str, Any]:
         "run/device": device,
         "run/cpu": _cpu_name(),
         "run/cores": os.cpu_count(),
+        "run/host_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),
         "run/threads": threads,
         "run/ranks": ranks,
         "run/python": platform.python_version(),
@@ -151,7 +154,25 @@ def stamp(device: str, threads: int, ranks: int) -> dict[str, Any]:
             found[f"run/{library}"] = version(library)
         except PackageNotFoundError:
             continue
-    return found
+    return found | git_state()
+
+
+def git_state() -> dict[str, Any]:
+    """The commit that this package is at, and whether files of it were changed; nothing for an installed one."""
+    folder = Path(__file__).resolve().parent
+    if not (folder.parent / ".git").exists():
+        return {}
+
+    def asked(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=5, check=True).stdout
+
+    try:
+        return {
+            "run/git": asked("rev-parse", "HEAD").strip(),
+            "run/git_changed": bool(asked("status", "--porcelain", "--untracked-files=no", ".").strip()),
+        }
+    except (OSError, subprocess.SubprocessError):
+        return {}
 
 
 def _cpu_name() -> str:

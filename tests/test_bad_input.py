@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import shutil
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def test_a_mistake_is_named_and_costs_nothing(
     def never(*args: object) -> None:
         raise AssertionError("models were built, or processes started")
 
-    monkeypatch.setattr("liveavatar.assemble.build_parts", never)
+    monkeypatch.setattr(import_module("liveavatar.assemble"), "build_parts", never)
     monkeypatch.setattr("lightning.fabric.Fabric.launch", never)
     before = sorted(files.rglob("*"))
     with pytest.raises(ValueError, match=message) as told:

@@ -66,7 +66,8 @@ def test_every_option_composes_and_binds(group: str, name: str) -> None:
 
 def test_all_files_are_options_or_known_pages() -> None:
     pages = {str(file.relative_to(CONF)) for file in CONF.rglob("*.yaml")}
-    entries = {f"{folder}{page}.yaml" for page in ("infer", "plan", "train") for folder in ("", "hydra/help/")}
+    known = ("infer", "plan", "train", "convert", "serve", "evaluate", "report")
+    entries = {f"{folder}{page}.yaml" for page in known for folder in ("", "hydra/help/")}
     assert pages == {f"{group}/{name}.yaml" for group, name in OPTIONS} | entries
 
 
@@ -115,7 +116,7 @@ def test_the_released_model_has_its_real_size() -> None:
 
 def test_the_embedded_model_is_small() -> None:
     assert compose("infer").model.name == "tiny"
-    assert 10e6 <= sum(_count(part) for part in _built("tiny").values()) <= 12e6
+    assert 5e6 <= sum(_count(part) for part in _built("tiny").values()) <= 8e6
     assert compose("infer").model.size_multiple == 16
     assert compose("infer").speech.context == "window"
     assert FPS == 25

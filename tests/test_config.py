@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import subprocess
 import sys
 
 import pytest
@@ -96,3 +97,9 @@ def test_a_node_that_does_not_fit_its_constructor_is_named() -> None:
     assert type(distances) is list  # nothing of OmegaConf goes further than this
     with pytest.raises(ValueError, match=r"rollout\.sink_distance"):
         make(compose("infer", ["rollout.sink_distance=[2]"]).rollout, "rollout")
+
+
+@pytest.mark.parametrize("first", ["import liveavatar", "import liveavatar.assemble"])
+def test_the_package_offers_the_function_however_often_it_is_asked(first: str) -> None:
+    code = f"{first}\nimport liveavatar\nassert callable(liveavatar.assemble) and callable(liveavatar.assemble)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -19,7 +19,7 @@ from liveavatar.config import asset, compose, conf_dir
 home = Path(liveavatar.__file__).parent
 assert Path(conf_dir()) == home / "conf", conf_dir()
 config = compose("infer", ["+strategy=fsdp_stream"])
-assert Path(config.request.image) == home / "assets" / "fashion_blogger.jpg", config.request.image
+assert Path(config.request.image) == home / "assets" / "toon.jpg", config.request.image
 print(home)
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import warnings
@@ -118,6 +119,32 @@ def load_image(path: str | Path, key: str = KEY) -> Image.Image:
         raise ValueError(
             f"{key}={path} is a damaged picture: {error}. Export or download it again, as PNG or JPEG."
         ) from error
+
+
+def as_image(given: str | Path | bytes | Image.Image | np.ndarray, key: str = KEY) -> Image.Image:
+    """A picture as 8-bit RGB from a file, the bytes of a file, a Pillow picture or uint8 [H, W, 3].
+
+    Raises:
+        ValueError: as `load_image`, and for arrays of another type or shape.
+    """
+    if isinstance(given, (str, Path)):
+        return load_image(given, key)
+    name = Path("the picture given")
+    try:
+        if isinstance(given, np.ndarray):
+            if given.dtype != np.uint8 or given.ndim != 3 or given.shape[2] != 3:
+                raise ValueError(f"{key}: an array of {given.dtype} {list(given.shape)} is none; give uint8 [H, W, 3]")
+            given = Image.fromarray(given)
+        opened = Image.open(io.BytesIO(given)) if isinstance(given, bytes) else given
+        _check_size(opened.size, name, key)
+        opened.load()
+        return _as_rgb(ImageOps.exif_transpose(opened))
+    except Image.DecompressionBombError:
+        raise ValueError(_too_large(name, key)) from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{key}: the bytes given are no PNG, JPEG or WebP picture") from None
+    except (OSError, SyntaxError, EOFError) as error:
+        raise ValueError(f"{key}: the picture given is damaged: {error}. Export it again, as PNG or JPEG.") from error
 
 
 def _existing_file(path: Path, key: str) -> Path:

@@ -194,6 +194,10 @@ class SinkPlan:
             )
         return self._generated, self.motion()
 
+    def lacks(self, end: int | None = None) -> bool:
+        """Whether the first generated latent is still to come, and wanted at or after block `end` (None: anywhere)."""
+        return self._generated is None and self.refresh is not None and (end is None or end <= self.refresh)
+
     def observe(self, block: int, latents: Float[Tensor, "1 16 f h w"]) -> None:
         """Take note of a finished block: the first latent of the stream becomes the reference later."""
         if block == self.first_block and self.refresh is not None:

@@ -30,11 +30,15 @@ class Wire:
 
 @dataclass(frozen=True)
 class Course:
-    """The stretch of a stream: its first block, how many blocks (None: no end), and the block that renews the sink."""
+    """The stretch of a stream: its first block, how many blocks (None: no end), and the block that renews the sink.
+
+    `begins` False: the stretch goes on with a stream that an earlier one has brought this far.
+    """
 
     first: int
     count: int | None
     refresh: int | None
+    begins: bool = True
 
 
 class Relay(Protocol):

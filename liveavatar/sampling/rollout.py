@@ -82,20 +82,34 @@ class Rollout:
         self.hoisted = Hoist(dit, timesteps, partial(_features, conditioning)) if dit.hoist else None
         self._prompts = [(first_block, conditioning.text)]  # from which block on
         self._upcoming = first_block
+        self._wired: Wire | None = None
 
-    def blocks(self, count: int | None, sink: SinkPlan) -> Iterator[Block]:
+    def blocks(self, count: int | None, sink: SinkPlan, first: int | None = None) -> Iterator[Block]:
         """Denoise `count` blocks (None: for ever); each is yielded as soon as it is finished, in order.
 
-        Blocks come out on the rank on which they are finished and on the one that decodes, nowhere else.
+        Blocks come out on the rank on which they are finished and on the one that decodes, nowhere else. A stream may
+        be taken stretch by stretch: `first` goes on where the calls before it have ended, on all ranks alike, and
+        between two stretches nothing is under way. How a stream is cut into stretches changes no bit.
         """
-        self.relay.open(self._wire(), Course(self.first_block, count, sink.refresh))
+        start = self.first_block if first is None else first
+        begins = start == self.first_block
+        self._wired = self._wired or self._wire()
+        self.relay.open(self._wired, Course(start, count, sink.refresh, begins))
         if self.hoisted:
-            self.hoisted.end = None if count is None else self.first_block + count
+            self.hoisted.end = None if count is None else start + count
         try:
             yield from (Block(index, latents) for index, latents in self.relay.finished())
-            yield from self.walk(self.relay.rounds(), sink)
+            yield from self.walk(self.relay.rounds(), sink, start)
+            if begins and self.relay.computes and sink.lacks(None if count is None else start + count):
+                self._share(sink)
         finally:
             self.relay.close()
+
+    def _share(self, sink: SinkPlan) -> None:
+        """Take note of the first block where another rank has finished it."""
+        shared = self.relay.shared()
+        if shared is not None:
+            sink.observe(self.first_block, shared)
 
     def change_prompt(self, text: Float[Tensor, "1 words text_dim"], block: int | None = None) -> int:
         """Let the blocks from `block` on (None: the next to be taken up) read another prompt; returns that block.
@@ -107,13 +121,17 @@ class Rollout:
         at = self._upcoming if block is None else block
         if at < self._upcoming:
             raise ValueError(f"block {at} cannot take another prompt: the first one not taken up is {self._upcoming}")
+        self.check_prompt_may_change()
+        self._prompts = [entry for entry in self._prompts if entry[0] < at] + [(at, text)]
+        return at
+
+    def check_prompt_may_change(self) -> None:
+        """Raises ValueError where other ranks have part of the layers: they are given the prompt with the sink."""
         if 0 < len(self.dit.stage) < self.dit.num_layers:
             raise ValueError(
                 "the prompt of a stream cannot change where its layers are divided among ranks: "
                 "use another strategy, or begin a new stream"
             )
-        self._prompts = [entry for entry in self._prompts if entry[0] < at] + [(at, text)]
-        return at
 
     @property
     def hoisted_bytes(self) -> int:
@@ -121,10 +139,10 @@ class Rollout:
         return sum(tensor.nbytes for tensor in self.hoisted.tensors) if self.hoisted else 0
 
     @torch.no_grad()
-    def walk(self, rounds: Iterable[Round], sink: SinkPlan) -> Iterator[Block]:
+    def walk(self, rounds: Iterable[Round], sink: SinkPlan, start: int | None = None) -> Iterator[Block]:
         """Visit the rounds that fall to this rank; yield each block that is finished here."""
         flights: dict[int, _Flight] = {}
-        self._upcoming = self.first_block
+        self._upcoming = self.first_block if start is None else start
         if self.hoisted:
             self.hoisted.clear()
         for cells, after_these in with_next(rounds):
@@ -194,10 +212,8 @@ class Rollout:
         Blocks already in flight keep the sink they began with: a new one gets a buffer of its own, and the old one
         goes with the last block that holds it, so that nothing has to drain.
         """
-        if block == sink.refresh and block != self.first_block:
-            shared = self.relay.shared()
-            if shared is not None:
-                sink.observe(self.first_block, shared)
+        if block == sink.refresh and block != self.first_block and sink.lacks():
+            self._share(sink)
         given, due = self.conditioning, sink.due(block)
         if due is not None and flights:
             self.caches.sink = self.caches.sink.another()
