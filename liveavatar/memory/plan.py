@@ -151,13 +151,18 @@ def _caches(ask: Ask, setup: Setup, rank: int, steps: range, layers: range) -> P
         "scratch": rooms * 2 * seen.context * ask.dit.dim * ask.item // share,
     }
     if ask.hoisted:
-        found["prepared"] = len(layers) * 2 * ask.dit.text_len * ask.dit.dim * ask.item
+        found["prepared"] = _prepared(ask, len(layers))
     if setup.stages and layers:
         inner = layers.start > 0, layers.stop < ask.dit.layers
         found["mail"] = sum(inner) * 2 * (seen.tokens + seen.sink_tokens) * ask.dit.dim * ask.item
     if share > 1:
         found["mail"] = _exchange(ask, share)
     return found
+
+
+def _prepared(ask: Ask, layers: int) -> int:
+    """Keys and values of the prompt, kept for these layers."""
+    return layers * 2 * ask.dit.text_len * ask.dit.dim * ask.item if ask.hoisted else 0
 
 
 def _exchange(ask: Ask, share: int) -> int:
@@ -174,7 +179,9 @@ def _pass(ask: Ask, setup: Setup, units: Sequence[str], moments: Moments, prefil
         heaviest = max(units, key=moments.inside)
         active = moments.light(setup.cells, prefill) + moments.inside(heaviest)
         ahead = moments.preparing() if prefill and "embed" in units else 0
-        ahead -= _exchange(ask, setup.ulysses)  # there is none yet at that time
+        ahead -= _exchange(ask, setup.ulysses) + _prepared(
+            ask, sum(name.startswith("blocks.") for name in units)
+        )  # neither is there at that time
         return ({"activations": ahead}, "embed") if ahead > active else ({"activations": active}, heaviest)
     sizes = [(name, ask.held(name)) for name in units]
     wrapped = [pair for pair in sizes if setup.wrap == "units" or pair[0].startswith("blocks.")]
