@@ -193,12 +193,10 @@ def _pipelines(ask: Ask, ranks: int) -> Iterator[tuple[str, Setup]]:
     for name, table_of in (("diagonal_pipeline", layer_table), ("timestep_pipeline", step_table)):
         yield name, _piped(ask, name, table_of(ranks, ask.steps, costs), ())
         for layers in (1, 2, 3, 4, 6):
-            key = "decode_cost"
-            shifted = [*costs[:-1], costs[-1] + layers * mean]
-            setting = f"strategy.{key}={layers}"
             if name == "diagonal_pipeline" and ranks < ask.dit.layers:
-                missing = "" if has_key(name, key) else f"strategy.{key} is not available yet"
-                yield name, replace(_piped(ask, name, table_of(ranks, ask.steps, shifted), (setting,)), missing=missing)
+                decode = layers * ask.steps  # a block's, which all of its cells share
+                table = table_of(ranks, ask.steps, costs, False, decode * mean)
+                yield name, _piped(ask, name, table, (f"strategy.decode_cost={decode}",))
         for groups in range(2, min(ranks, ask.steps + 1)) if name == "diagonal_pipeline" else ():
             grid = grid_table(ranks, ask.steps, costs, False, groups)
             yield name, _piped(ask, name, grid, (f"strategy.step_groups={groups}",))

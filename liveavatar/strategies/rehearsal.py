@@ -31,7 +31,7 @@ from liveavatar.strategies.fsdp import FsdpFull
 from liveavatar.strategies.kv import HostCaches
 from liveavatar.strategies.ranks import RankStrategy
 from liveavatar.strategies.sources import HostSlabs
-from liveavatar.strategies.stream import FsdpStream
+from liveavatar.strategies.streaming import StreamingStrategy
 from liveavatar.types import BLOCK_FRAMES, BLOCK_LATENTS
 
 log = logging.getLogger(__name__)
@@ -211,8 +211,7 @@ class _Levels(EulerSampler):
 
 def _tell_apart(strategy: Any, dit: nn.Module, tracker: StorageTracker) -> None:
     """Name the ring, and what rests in host memory."""
-    if isinstance(strategy, FsdpStream):
-        assert strategy.ring is not None
+    if isinstance(strategy, StreamingStrategy) and strategy.ring is not None:
         tracker.register("ring", [slot.room for slot in strategy.ring.slots])
         if isinstance(strategy._bytes, HostSlabs):
             tracker.register(HOST, [strategy._bytes.room])
@@ -232,7 +231,7 @@ def _group(strategy: Any, ranks: int, rank: int) -> Iterator[None]:
         raise RuntimeError("a rehearsal makes a process group of its own, and one exists already: use a new process")
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    alone = isinstance(strategy, FsdpStream)  # one rank a machine: what machines share is never made
+    alone = isinstance(strategy, StreamingStrategy)  # one rank a machine: what machines share is never made
     here = SimpleNamespace(
         global_rank=lambda: rank,
         world_size=lambda: ranks,

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from liveavatar.config import compose, make
+from liveavatar.config import compose, conf_dir, make
 from liveavatar.infer import infer
 from liveavatar.memory.given import Setup
 from liveavatar.memory.plan import draw_up
 from liveavatar.settings import settled
 from liveavatar.strategies.auto import ask_of, has_key, options
+from tests.scene import meta_dit
 
 MICRO = ("model=micro", "request.max_seconds=0.4", "fabric.threads=1", "fabric.accelerator=cpu")
 
@@ -138,3 +141,23 @@ def test_settings_are_json(tmp_path: Path) -> None:
     assert told["chosen"] == "single_device"
     row = told["strategies"]["single_device"]
     assert {"fits", "peak_gb", "parts", "host_gb", "seconds_per_12_frames", "bound_by", "command", "advice"} <= set(row)
+
+
+@pytest.mark.parametrize("name", ["diagonal_pipeline", "timestep_pipeline"])
+def test_what_is_typed_cuts_as_it_was_planned(name: str) -> None:
+    """The settings of each way to run a pipeline, given to the strategy, divide the work as the plan has it."""
+    cfg = compose("plan", ["model=s2v_14b", "topology=4x24gb"])
+    ways = options(ask_of(cfg), make(cfg.topology, "topology"))[name]
+    node, dit = OmegaConf.load(Path(conf_dir()) / "strategy" / f"{name}.yaml"), meta_dit("s2v_14b")
+    checked = set()
+    for setup in (way.plan.setup for way in ways):
+        own = OmegaConf.from_dotlist([word for word in setup.settings if word.startswith("strategy.")])
+        strategy = make(OmegaConf.merge(node, own.get("strategy", {})), "strategy")
+        strategy.cluster_environment = SimpleNamespace(world_size=lambda: 4, global_rank=lambda: 0)
+        decode = "rank" if "parallel.decode=rank" in setup.settings else "inline"
+        dit.stage = range(dit.num_layers)
+        strategy.arrange(dit, 4, decode)
+        assert [(stage.steps, stage.layers) for stage in strategy.table.stages] == list(setup.stages), setup.settings
+        checked |= set(setup.settings)
+    if name == "diagonal_pipeline":
+        assert {"strategy.decode_cost=24", "strategy.step_groups=2", "parallel.decode=rank"} <= checked

@@ -21,7 +21,7 @@ from liveavatar.sampling.conditioning import RolloutSettings
 from liveavatar.sampling.scheduler import EulerSampler
 from liveavatar.strategies.auto import ask_of, best, options
 from liveavatar.strategies.fsdp import FsdpFull
-from liveavatar.strategies.pipeline import DiagonalPipeline
+from liveavatar.strategies.pipeline import DiagonalPipeline, TimestepPipeline
 from liveavatar.strategies.rehearsal import Rehearsed, Stage, one_cell, rehearse
 from liveavatar.strategies.stream import FsdpStream
 from tests.scene import meta_dit
@@ -123,6 +123,16 @@ def test_stages_of_the_diagonal_pipeline() -> None:
     )
     assert seen.unit == ""  # between passes: the timestep projection in float32, prepared ahead of the cells
     assert way.plan.ranks[first].playing(AWAY) == pytest.approx(seen.peak.nbytes, rel=0.02)
+
+
+def test_a_pipeline_whose_weights_rest_in_the_memory_of_a_machine() -> None:
+    """Three ranks share that memory, and only one of them is played."""
+    strategy, dit = TimestepPipeline(source="host", caches="host"), meta_dit("s2v_14b", num_layers=2, audio_inject_layers=[0])
+    slabs = 2 * sum(parameter.numel() for parameter in dit.parameters())
+    seen = rehearse(dit, strategy, EulerSampler(), RolloutSettings(), Stage(H, W, rounds=1), torch.bfloat16, 3, 1)
+    assert "weights" not in seen.peak.parts
+    assert seen.host > slabs * 0.98
+    assert 0 < seen.peak.parts["ring"] < slabs / 2
 
 
 def _asked(*overrides: str) -> tuple[Ask, Topology]:
