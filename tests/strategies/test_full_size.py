@@ -127,7 +127,10 @@ def test_stages_of_the_diagonal_pipeline() -> None:
 
 def test_a_pipeline_whose_weights_rest_in_the_memory_of_a_machine() -> None:
     """Three ranks share that memory, and only one of them is played."""
-    strategy, dit = TimestepPipeline(source="host", caches="host"), meta_dit("s2v_14b", num_layers=2, audio_inject_layers=[0])
+    strategy, dit = (
+        TimestepPipeline(source="host", caches="host"),
+        meta_dit("s2v_14b", num_layers=2, audio_inject_layers=[0]),
+    )
     slabs = 2 * sum(parameter.numel() for parameter in dit.parameters())
     seen = rehearse(dit, strategy, EulerSampler(), RolloutSettings(), Stage(H, W, rounds=1), torch.bfloat16, 3, 1)
     assert "weights" not in seen.peak.parts
