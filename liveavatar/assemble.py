@@ -131,6 +131,7 @@ def load(cfg: DictConfig, chosen: Chosen, directory: Path | None = None) -> Load
         caches=strategy.make_caches,
         split=strategy.split_codec,
     )
+    session.intake.knows_db = getattr(source, "knows_db", 0.0)
     shared = cfg.parallel.decode, cfg.parallel.ulysses_size
     planned = chosen.rollout.mode != "clipwise" and chosen.ranks == "same"
     setup = setup_of(strategy, world, chosen.cells, *shared) if planned else None

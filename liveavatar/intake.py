@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -125,10 +126,22 @@ def _seconds(voices: list[Voice], request: AvatarRequest) -> float:
 
 
 class Intake:
-    """Reads and encodes requests for one set of models. Raises ValueError, naming the key, for what cannot be used."""
+    """Reads and encodes requests for one set of models. Raises ValueError, naming the key, for what cannot be used.
 
-    def __init__(self, parts: Parts, rollout: RolloutSettings, speech: SpeechSettings, device: torch.device) -> None:
+    `knows_db`: a portrait that the codec gives back below so many decibels is unlike what the weights were trained on,
+    and that is said; 0 never says so.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        rollout: RolloutSettings,
+        speech: SpeechSettings,
+        device: torch.device,
+        knows_db: float = 0.0,
+    ) -> None:
         self.parts, self.rollout, self.speech, self.device = parts, rollout, speech, device
+        self.knows_db = knows_db
 
     @torch.no_grad()
     def __call__(self, request: AvatarRequest) -> Gathered:
@@ -180,11 +193,26 @@ class Intake:
         """Reference latent, motion latents, and the frames that the motion latents stand for."""
         codec = self.parts.codec
         still = picture.to(next(codec.parameters()).dtype)[None, :, None]
+        if self.knows_db:
+            self._compare(still)
         if self.rollout.mode == "streaming":
             window = still.expand(-1, -1, MOTION_FRAMES, -1, -1)
             return codec.encode(still), codec.encode(window), window
         window = still.expand(-1, -1, STILL_FRAMES * MOTION_FRAMES, -1, -1)
         return codec.encode(window[:, :, :STILL_FRAMES])[:, :, 1:], codec.encode(window), window
+
+    def _compare(self, still: Tensor) -> None:
+        """Say so where a portrait is of another kind than those the weights were trained on."""
+        again = self.parts.codec.decode(self.parts.codec.encode(still)).clamp(-1, 1)
+        found = -10 * math.log10(max(float((again - still).float().square().mean()) / 4, 1e-9))
+        if found < self.knows_db:
+            log.warning(
+                "this portrait is unlike the drawn faces that the embedded weights were trained on (their codec gives "
+                "it back at %.1f dB, and drawn ones at %.0f and more): expect its colours at best. Portraits of their "
+                "kind: python -m liveavatar.training.toon --preview sheet.png; photographs want model=s2v_14b",
+                found,
+                self.knows_db,
+            )
 
     def _listen(self, voices: list[Voice]) -> FullAudio | WindowAudio:
         pcms = [torch.from_numpy(voice.at(SPEECH_RATE)).to(self.device) for voice in voices]

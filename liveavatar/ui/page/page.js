@@ -384,6 +384,7 @@ async function refresh(settings = false) {
   }
   const house = state.house;
   if (house.about && !house.about.trained && house.about.weights.includes("random")) $("noise").hidden = false;
+  $("drawn").hidden = house.about?.weights !== "tiny"; // what ships with the package
   $("engine").dataset.state = house.state;
   $("engine-words").textContent = house.state === "ready" ? house.about.model : house.reason || "loading the model …";
   if (house.state === "ready") engineBusy(house.busy);
