@@ -15,7 +15,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from liveavatar.benching.conduct import DONE, Conductor, turns
 from liveavatar.benching.rows import SUITES, Row, chosen, cpu_rows, gpu_rows
 from liveavatar.config import MISTAKEN, run_command
 from liveavatar.tracking import make_run_directory, stamp, start_log
@@ -23,14 +22,15 @@ from liveavatar.tracking import make_run_directory, stamp, start_log
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-log = logging.getLogger(__name__)
-
 SETTINGS = ("suite", "short", "device", "shape", "dtype", "threads", "seed")
 """What the outcomes of one folder have in common."""
 
 REPEATS = {"cpu": 3, "gpu": 3}
 DEVICES = ("cpu", "cuda")
 PEERS = ("accelerate", "diffusers", "safetensors", "matplotlib")
+LOG = "liveavatar.benching"
+"""Asked for when it is needed: Hydra silences loggers that are there before it."""
+
 UNFINISHED = 3
 """Exit code where the budget has left rows undone."""
 
@@ -41,7 +41,9 @@ def bench(cfg: DictConfig) -> dict[str, Any]:
     Raises ValueError, naming the key, for what cannot be.
     """
     from liveavatar.benching.compare import previous
+    from liveavatar.benching.conduct import DONE, Conductor, turns
 
+    log = logging.getLogger(LOG)
     settings = _settings(cfg)
     rows = chosen(_rows(settings), list(cfg.only) if cfg.only is not None else None)
     repeats = cfg.repeats if cfg.repeats is not None else (1 if cfg.short else REPEATS[cfg.suite])
@@ -177,7 +179,7 @@ def _written(
         said += [f"- {note}" for note in notes]
     write(folder, summaries, about, said)
     if why := draw(folder / "figure.png", summaries, about["command"]):
-        log.info(why)
+        logging.getLogger(LOG).info(why)
     return summaries, notes
 
 

@@ -42,7 +42,7 @@ FRAME = 36  # the ring of 12 latent frames is full
 PRODUCTS = ("addmm", "mm", "bmm", "baddbmm", "convolution", "_scaled_dot_product", "mkldnn_linear", "linear")
 LINEAR = ("aten::linear", "aten::addmm", "aten::mm", "aten::bmm", "aten::baddbmm", "aten::matmul", "mkldnn::")
 COPIES = ("aten::copy_", "aten::clone", "aten::contiguous", "aten::cat", "Memcpy")
-PARTS = ("attention", "linear", "rotary", "modulation", "copies", "rest")
+PARTS: tuple[str, ...] = ("attention", "linear", "rotary", "modulation", "copies", "rest")
 
 
 class Recorder(TorchDispatchMode):
@@ -190,8 +190,8 @@ def shares(cell: Callable[[], object], device: torch.device) -> dict[str, Any]:
         if cuda:
             torch.cuda.synchronize(device)
         wall = time.perf_counter() - began
-    spent = dict.fromkeys(PARTS, 0.0)
-    for event in record.events():
+    spent: dict[str, float] = dict.fromkeys(PARTS, 0.0)
+    for event in record.events() or ():
         mine = event.self_device_time_total if cuda else event.self_cpu_time_total
         if cuda and not event.kernels:  # times of kernels are told by the operators that launched them
             continue

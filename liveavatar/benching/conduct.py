@@ -117,7 +117,7 @@ class Conductor:
             told, result = Path(folder, "job.json"), Path(folder, "result.json")
             told.write_text(json.dumps(job))
             command = [sys.executable, *self.worker, str(told), str(result)]
-            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
             said = Path(folder, "said")
             with said.open("w") as file:
                 self._running = [
@@ -142,8 +142,8 @@ class Conductor:
     def _wait(self, timeout_s: float) -> bool:
         """Until all have ended or one has failed; whether it took too long."""
         end = time.monotonic() + timeout_s
-        while any(process.poll() is None for process in self._running):
-            failed = any(process.returncode not in (None, 0) for process in self._running)
+        while None in (codes := [process.poll() for process in self._running]):
+            failed = any(codes)
             if failed or time.monotonic() > end:
                 late = not failed
                 self._end()
@@ -174,7 +174,8 @@ def _outcome(result: Path, codes: Sequence[int | None], said: str, late_s: float
     return {"status": "failed", "reason": reason, "found": {}, "trace": said[-2000:]}
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

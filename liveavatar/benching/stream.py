@@ -7,6 +7,7 @@ learnt and pages touched, are apart, and the tail in which cells run out is not 
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
 import time
@@ -31,6 +32,8 @@ from liveavatar.sampling.rollout import Block, Rollout
 from liveavatar.sampling.scheduler import EulerSampler
 
 STEPS = 4
+PERIOD = 2
+"""Blocks after which a schedule repeats itself, for any number of cells in flight: two of them may end in turn."""
 
 
 class Course:
@@ -38,7 +41,7 @@ class Course:
 
     def __init__(self, job: dict[str, Any]) -> None:
         self.job, self.where = job, "start"
-        self.device = torch.device(job["device"])
+        self.device = torch.device("cuda", 0) if job["device"] == "cuda" else torch.device(job["device"])
         self.found: dict[str, Any] = {}
 
     def run(self) -> dict[str, Any]:
@@ -108,21 +111,21 @@ class Course:
         settle(self.device)
         before, since = way.moved(), len(clock.passes)
         began = time.perf_counter()
-        seconds = []
-        for _ in range(job["blocks"]):
+        done = 0
+        for done in range(1, job["blocks"] + 1):
             latents.append(self._next(blocks))
-            seconds.append(time.perf_counter())
-            if job["limit_s"] and len(seconds) > 1 and seconds[-1] - began > job["limit_s"]:
+            late = job["limit_s"] is not None and time.perf_counter() - began > job["limit_s"]
+            if late and done % PERIOD == 0:
                 break
-        took = [b - a for a, b in zip([began, *seconds], seconds, strict=False)]
-        self.times([each / STEPS for each in took], clock.seconds(since))
-        self.account(way, rollout, before, STEPS * len(took))
+        took = time.perf_counter() - began
+        self.times(took / (STEPS * done), STEPS * done, clock.seconds(since))
+        self.account(way, rollout, before, STEPS * done)
         if self.device.type == "cuda" and job["trace"]:
             self.where = "trace"
             self.traced(blocks)
         blocks.close()  # type: ignore[attr-defined] - a generator
         clock.close()
-        if job["latents"]:
+        if job["latents"] and os.environ.get("RANK", "0") == "0":
             save_file({"latents": torch.cat(latents).float().cpu().contiguous()}, job["latents"])
 
     def _next(self, blocks: Iterator[Block]) -> Tensor:
@@ -137,17 +140,18 @@ class Course:
         for _ in rollout.blocks(job["warm"] + job["blocks"], sink):
             pass
         ticks = clock.ticks(job["warm"] * STEPS)
-        self.times(ticks, clock.seconds(job["warm"] * STEPS))
+        self.times(statistics.mean(ticks), len(ticks), clock.seconds(job["warm"] * STEPS))
         self.account(way, rollout, before, STEPS * (job["warm"] + job["blocks"]))
         self.found["layers"] = len(rollout.dit.stage)
         clock.close()
 
-    def times(self, cells: list[float], passes: list[float]) -> None:
+    def times(self, s_per_cell: float, cells: int, passes: list[float]) -> None:
+        """Seconds of a cell, all that lies between passes included; and the spread of the passes themselves."""
         self.found |= {
-            "s_per_cell": statistics.median(cells),
+            "s_per_cell": s_per_cell,
             "cell_p5_s": percentile(passes, 0.05),
             "cell_p95_s": percentile(passes, 0.95),
-            "measured_cells": STEPS * len(cells),
+            "measured_cells": cells,
         }
 
     def account(self, way: Way, rollout: Rollout, before: dict[str, int], cells: int) -> None:

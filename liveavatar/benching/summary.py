@@ -71,7 +71,7 @@ def _about(row: Row) -> str:
     from liveavatar.benching.abouts import ABOUTS
 
     words = {"reference": ", caches moved as upstream does", "host": ", caches behind our ring"}
-    ranks = f", {row.job['ranks']} ranks" if row.job["ranks"] > 1 else ""
+    ranks = f", {row.job['ranks']} ranks (rank 0 counted)" if row.job["ranks"] > 1 else ""
     resident = f", {row.job['resident']} blocks resident" if row.job["resident"] else ""
     return ABOUTS[row.job["way"]] + words.get(row.job["kv"], "") + ranks + resident
 
@@ -155,9 +155,10 @@ def _foreseen(row: Row, machine: Mapping[str, Any], summary: Mapping[str, Any]) 
 
     if row.job["kind"] != "stream" or row.job["way"] not in PLANS or row.job["ranks"] > 1:
         return {}
-    told = keywords(row.job["shape"])
-    found = predict(told, row.job, PLANS[row.job["way"]], dict(machine))
-    found = {name: value for name, value in found.items() if name.startswith("predicted")}
+    told, found = keywords(row.job["shape"]), {}
+    if row.job["device"] == "cuda":
+        found = predict(told, row.job, PLANS[row.job["way"]], dict(machine))
+        found = {name: value for name, value in found.items() if name.startswith("predicted")}
     rate = machine.get(f"{row.job['dtype']}_tflops")
     if rate and row.job["way"].startswith("resident") and "s_per_cell" in summary and row.job["kv"] == "device":
         found["over_floor"] = summary["s_per_cell"] / floor_s(told, row.job["size"], row.job["dtype"], rate)

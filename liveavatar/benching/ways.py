@@ -20,6 +20,7 @@ from liveavatar.benching.stage import StageAlone
 from liveavatar.benching.watch import Watch
 from liveavatar.checkpoint.quantised import quantised
 from liveavatar.checkpoint.read import TensorSource
+from liveavatar.checkpoint.slab import retype
 from liveavatar.models.dit.cache import CacheShape, StreamCaches
 from liveavatar.models.dit.model import AvatarDiT
 from liveavatar.models.dit.quantised import quantise_linears
@@ -148,6 +149,7 @@ class Alone:
         setting = self.setting
         self.table = layer_table(setting.stages, setting.steps, layer_costs(dit))
         dit.stage = self.table.stages[setting.stage].layers
+        retype(dit, setting.dtype)  # what is not of this stage stays on meta, and tells its type
         self.traffic.held = place_resident(dit, source, setting.dtype, setting.device)
 
     def caches(self) -> Maker:

@@ -4,7 +4,6 @@ machine itself."""
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -17,8 +16,6 @@ from typing import Any
 import torch
 
 from liveavatar.benching.gauges import cap, memory, settle
-
-SOUND = "request.audio=${asset:voice.wav}"
 
 
 def run_embedded(job: dict[str, Any]) -> dict[str, Any]:
@@ -87,6 +84,7 @@ def run_plan(job: dict[str, Any]) -> dict[str, Any]:
 
 def run_vae(job: dict[str, Any]) -> dict[str, Any]:
     """Seconds of decoding 12 frames of a stream that is under way, on random weights."""
+    from liveavatar.checkpoint.load import materialise
     from liveavatar.checkpoint.read import RandomWeights
     from liveavatar.models.vae.codec import WanCodec
     from liveavatar.models.vae.streaming import stream_decode
@@ -95,13 +93,8 @@ def run_vae(job: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = dict(cap(device, job["cap_gib"]))
     with torch.device("meta"):
         codec = WanCodec(base_dim=96 if job["shape"] == "14b" else 8).eval()
-    codec.to_empty(device=device).to(dtype)
-    source = RandomWeights(0)
+    materialise(codec, RandomWeights(0), device, dtype)
     with torch.no_grad():
-        for name, parameter in codec.named_parameters():
-            parameter.copy_(source.read(name, parameter.shape))
-        for buffer in codec.buffers():
-            buffer.zero_() if buffer.is_floating_point() else None
         height, width = (int(side) // 8 for side in job["size"].split("*"))
         latents = torch.randn(1, 16, 3, height, width, generator=torch.Generator().manual_seed(0)).to(device, dtype)
         _, state = stream_decode(codec, latents)
@@ -162,7 +155,3 @@ def _best(work: Callable[[], object], device: torch.device, times: int = 5) -> f
         if number:
             best = min(best, time.perf_counter() - began)
     return best
-
-
-def cores() -> int:
-    return os.cpu_count() or 1

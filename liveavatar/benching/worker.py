@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import sys
 import traceback
 from pathlib import Path
@@ -21,6 +22,8 @@ from liveavatar.benching.bare import furnish
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
     """Run a job; returns its outcome: status, reason, and the columns that were measured."""
+    from liveavatar.memory.failure import shortage
+
     missing = furnish(codec=job["kind"] == "vae")
     import torch
 
@@ -36,14 +39,14 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         else:
             found = _other(job["kind"])(job)
     except Exception as error:  # noqa: BLE001 - whatever a row dies of is its result, and must not stop the others
-        from liveavatar.memory.failure import shortage
-
+        most = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))  # the cap has done its work
         where = course.where if course is not None else "run"
         short = shortage(error)
         last = traceback.format_exc().strip()[-1500:]
         return {
             "status": "oom" if short is not None else "failed",
-            "reason": f"{where}: {str(short or error).strip().splitlines()[0][:300]}",
+            "reason": f"{where}: {(str(short or error).strip() or type(error).__name__).splitlines()[0][:300]}",
             "trace": last,
             "found": course.found if course is not None else {},
         }
