@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -146,6 +147,7 @@ def _about(settings: dict[str, Any], repeats: int) -> dict[str, Any]:
         import torch
 
         device = device if torch.cuda.is_available() else "cpu"
+        found |= _driver()
     found |= stamp(device, settings["threads"], 1)
     for package in PEERS:
         try:
@@ -153,6 +155,17 @@ def _about(settings: dict[str, Any], repeats: int) -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _driver() -> dict[str, Any]:
+    """What the driver says of the card and its link; nothing where its program is not there."""
+    asked = ("driver_version", "pcie.link.gen.current", "pcie.link.width.current", "clocks.sm", "clocks.max.sm")
+    command = ["nvidia-smi", f"--query-gpu={','.join(asked)}", "--format=csv,noheader", "--id=0"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {f"run/{name}": value.strip() for name, value in zip(asked, said.split(","), strict=False)}
 
 
 def _written(

@@ -36,4 +36,7 @@ PLANS: dict[str, dict[str, Any]] = {
     **{f"stream_k{cells}": {"source": "host", "cells": cells} for cells in (1, 2, 4)},
     **{f"stream_k4_{more}": {"source": "host", "cells": 4} for more in ("auto", "plain", "fp8")},
     "stream_k4_r3": {"source": "host", "cells": 4, "slots": 3},
+    "fsdp2_units": {"source": "shards"},
+    "fsdp2_reference": {"source": "shards", "wrap": "reference"},
+    "fsdp2_offload": {"source": "shards", "offload": True},
 }

@@ -133,6 +133,9 @@ def memory(device: torch.device) -> dict[str, float]:
             "peak_reserved_bytes": stats["reserved_bytes.all.peak"],
             "alloc_retries": stats["num_alloc_retries"],
         }
+        pinned = torch.cuda.host_memory_stats()  # its blocks come in powers of two
+        if "allocated_bytes.peak" in pinned:
+            found["pinned_bytes"] = pinned["allocated_bytes.peak"]
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from liveavatar.config import compose, make
 from liveavatar.memory.given import Ask, Setup, Topology
-from liveavatar.memory.plan import draw_up
+from liveavatar.memory.plan import draw_up, suited
 from liveavatar.memory.sizes import DitSizes, Picture
 from liveavatar.memory.speed import Pace, cell_flops, linear_flops, pace
 from liveavatar.strategies.auto import ask_of, best, most_resident, options
@@ -57,9 +57,10 @@ def card(cap_gib: float | None, machine: dict[str, Any] | None = None) -> Topolo
 def setup_for(plan: dict[str, Any], kv: str, ask: Ask, topology: Topology, auto: bool) -> Setup:
     """The planner's setup of a way. With `auto`, as many blocks rest on the device as there is room for."""
     caches = "device" if kv == "device" else "host"  # without caches, hardly anything of them is on the device
-    strategy = "single_device" if plan.get("source") == "device" else "fsdp_stream"
+    strategy = {"device": "single_device", "shards": "fsdp_full"}.get(plan["source"], "fsdp_stream")
     setup = Setup(strategy, caches=caches, **plan)
-    return most_resident(ask, setup, topology) if auto else setup
+    setup = most_resident(ask, setup, topology) if auto else setup
+    return replace(setup, caches="device") if kv == "none" else setup  # nothing of caches is on the way
 
 
 def predict(
@@ -76,12 +77,12 @@ def predict(
     if job["device"] == "cuda":
         paced = pace(ask, drawn, topology)
         if job["kv"] == "none":
-            paced = without_caches(ask, setup, topology, paced)
+            paced = without_caches(suited(ask, setup), topology, paced)
         found |= {"predicted_s_per_cell": paced.seconds / ask.steps, "predicted_bound": paced.bound_by}
     return found
 
 
-def without_caches(ask: Ask, setup: Setup, topology: Topology, paced: Pace) -> Pace:
+def without_caches(ask: Ask, topology: Topology, paced: Pace) -> Pace:
     """The pace where a cell attends to its own tokens and the words alone."""
     own = 4.0 * ask.picture.tokens * (ask.picture.tokens + ask.dit.text_len) * ask.dit.dim * ask.dit.layers
     rate = topology.bf16_tflops * 1e12 * topology.efficiency

@@ -127,7 +127,9 @@ def cpu_rows(device: str = "cpu", shape: str = "small", short: bool = False) -> 
 
 
 def _cpu_weights(ground: Ground, short: bool) -> Iterator[Row]:
+    """Peers and ours like for like; these are timed, so more blocks are measured."""
     size, truth = ground.sizes[0], "weights.resident"
+    ground = ground if short else replace(ground, blocks=6)
     yield stream(ground, "weights", "resident", size)
     ways = ["stream_k4", "accelerate"] if short else ["resident_plain", "stream_k1", "stream_k2", "stream_k4", *PEERS]
     for way in ways:
@@ -241,7 +243,7 @@ def _capped(ground: Ground, size: str, cap: float) -> Iterator[Row]:
     ours = ("stream_k1", "stream_k2", "stream_k4", "stream_k4_auto", "stream_k4_plain", "stream_k4_r3", "stream_k4_fp8")
     for way in ours:
         yield stream(ground, "full", way, size, cap, beside, label=f"{way}+ring", kv="host")
-    yield stream(ground, "full", "stream_k4", size, cap, beside, about="caches resident beside the ring of weights")
+    yield stream(ground, "full", "stream_k4", size, cap, beside, about=f"ours, K = 4, caches resident: {about}")
     for way in (*PEERS, *RECORDED):
         if way == "fsdp2_units":
             continue

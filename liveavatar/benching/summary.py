@@ -62,7 +62,22 @@ def summarise(
                 summary |= _beside(row, mine, outcomes, by_name, folder)
         summary |= _foreseen(row, machine, summary)
         found.append(summary)
+    _balance(found, by_name)
     return [*found, *_composed(found)]
+
+
+def _balance(found: Sequence[dict[str, Any]], by_name: Mapping[str, Row]) -> None:
+    """What decoding costs in layers of the DiT on the same card: `strategy.decode_cost` of a pipeline."""
+    from liveavatar.benching.sizes import keywords
+
+    told = {row["row"]: row for row in found}
+    for name, row in by_name.items():
+        truth = told.get(name.replace("vae", "full.resident"), {})
+        if row.job["kind"] != "vae" or row.job["device"] != "cuda" or "s_per_cell" not in truth:
+            continue
+        layer_s = STEPS * truth["s_per_cell"] / keywords(row.job["shape"])["num_layers"]
+        if "decode_s" in told[name]:
+            told[name]["decode_layers"] = told[name]["decode_s"] / layer_s
 
 
 def _about(row: Row) -> str:
@@ -100,6 +115,8 @@ def _of(row: Row, mine: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
         if name in COUNTS and len(set(values)) > 1:
             summary |= {"status": "failed", "reason": f"{name} differs between repeats: {sorted(set(values))}"}
         summary[name] = statistics.median(numbers) if numbers and len(numbers) == len(values) else values[0]
+    if summary.get("over_cap"):
+        summary |= {"status": "failed", "reason": f"the card had {summary['card_peak_bytes'] / 2**30:.2f} GiB in use"}
     if "s_per_cell" in summary and row.timed and row.job["way"] != "diagonal_stage":
         summary["fps"] = FRAMES / (STEPS * summary["s_per_cell"])
     return summary
@@ -155,10 +172,13 @@ def _foreseen(row: Row, machine: Mapping[str, Any], summary: Mapping[str, Any]) 
 
     if row.job["kind"] != "stream" or row.job["way"] not in PLANS or row.job["ranks"] > 1:
         return {}
-    told, found = keywords(row.job["shape"]), {}
-    if row.job["device"] == "cuda":
-        found = predict(told, row.job, PLANS[row.job["way"]], dict(machine))
-        found = {name: value for name, value in found.items() if name.startswith("predicted")}
+    if row.job["device"] != "cuda" or row.job["kv"] == "reference":  # the planner does not know upstream's offload
+        return {}
+    told = keywords(row.job["shape"])
+    found = predict(told, row.job, PLANS[row.job["way"]], dict(machine))
+    found = {name: value for name, value in found.items() if name.startswith("predicted")}
+    if "s_per_cell" in summary and "predicted_s_per_cell" in found:
+        found["prediction_off"] = found["predicted_s_per_cell"] / summary["s_per_cell"] - 1
     rate = machine.get(f"{row.job['dtype']}_tflops")
     if rate and row.job["way"].startswith("resident") and "s_per_cell" in summary and row.job["kv"] == "device":
         found["over_floor"] = summary["s_per_cell"] / floor_s(told, row.job["size"], row.job["dtype"], rate)

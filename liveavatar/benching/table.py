@@ -47,6 +47,7 @@ STREAM: tuple[Column, ...] = (
     ("fps", "frames/s, DiT alone", _number(2)),
     ("over_floor", "× floor of its products", _number(2)),
     ("predicted_s_per_cell", "predicted s / cell", SECONDS),
+    ("prediction_off", "prediction off by", SHARE),
     ("predicted_bound", "predicted bound", str),
     ("peak_allocated_bytes", "peak allocated MB", MB),
     ("peak_reserved_bytes", "reserved MB", MB),
@@ -54,6 +55,7 @@ STREAM: tuple[Column, ...] = (
     ("predicted_peak_bytes", "predicted peak MB", MB),
     ("alloc_retries", "retries", _number(0)),
     ("host_peak_bytes", "host peak MB", lambda value: f"{value / 1e6:.0f}"),
+    ("pinned_bytes", "pinned by the allocator MB", MB),
     ("weights_device_bytes", "weights on device MB", MB),
     ("weights_host_bytes", "in host memory MB", MB),
     ("weights_in_per_cell", "weights in / cell MB", MB),
@@ -90,6 +92,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     ),
     "vae": (
         ("decode_s", "s / 12 frames", SECONDS),
+        ("decode_layers", "as layers of a block of video", _number(2)),
         ("frames", "frames", _number(0)),
         ("state_bytes", "state MB", MB),
         ("weights_device_bytes", "weights MB", MB),
@@ -152,7 +155,8 @@ def _replace(path: Path, text: str) -> None:
 
 def markdown(summaries: Sequence[Mapping[str, Any]], about: Mapping[str, Any], notes: Sequence[str] = ()) -> str:
     """The tables, what they were measured on, and what was skipped."""
-    parts = [headline(about), *notes]
+    ran = any(row["status"] not in ("skipped", "not run") for row in summaries)
+    parts = [headline(about, ran), *notes]
     for group, title in GROUPS.items():
         rows = [row for row in summaries if row["group"] == group]
         if rows:
@@ -167,8 +171,13 @@ def markdown(summaries: Sequence[Mapping[str, Any]], about: Mapping[str, Any], n
     return "\n\n".join(parts) + "\n"
 
 
-def headline(about: Mapping[str, Any]) -> str:
+def headline(about: Mapping[str, Any], measured: bool = True) -> str:
     """What it was measured on, and the command, in a sentence."""
+    if not measured:
+        return (
+            f"`{about.get('command', '')}`\n\nNot measured: no row could run here. What is predicted is the planner's "
+            "figure for one H200, with the rates of `topology=1xh200`."
+        )
     device = about.get("run/gpu") or about.get("run/cpu", "")
     versions = ", ".join(f"{name} {about[f'run/{name}']}" for name in ("torch", "lightning") if f"run/{name}" in about)
     peers = ", ".join(
@@ -184,10 +193,8 @@ def headline(about: Mapping[str, Any]) -> str:
 def group_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> str:
     """One table: columns for which no row has a value are left out; a row without a result says why."""
     shown = [column for column in columns if any(row.get(column[0]) not in (None, 0, 0.0) for row in rows)]
-    lines = [
-        "| row | what | " + " | ".join(title for _, title, _ in shown) + " |",
-        "| --- | --- |" + " ---: |" * len(shown),
-    ]
+    lines = ["| row | what |" + "".join(f" {title} |" for _, title, _ in shown)]
+    lines.append("| --- | --- |" + " ---: |" * len(shown))
     for row in rows:
         what = row.get("about", "")
         if row["status"] == "oom":
@@ -197,7 +204,7 @@ def group_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) ->
         elif row["status"] in ("skipped", "not run"):
             what += f" — {NOT_MEASURED}"
         cells = [told(row, name, form) for name, _, form in shown]
-        lines.append(f"| {row['row']} | {what.replace('|', '/')} | " + " | ".join(cells) + " |")
+        lines.append(f"| {row['row']} | {what.replace('|', '/')} |" + "".join(f" {cell} |" for cell in cells))
     return "\n".join(lines)
 
 

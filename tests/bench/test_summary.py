@@ -123,6 +123,8 @@ def test_tables_hold_what_was_measured_and_what_was_predicted(tmp_path: Path) ->
     assert 4e9 < streamed["predicted_peak_bytes"] < 7e9
     assert streamed["predicted_bound"] in ("compute", "host link")
     assert 0.1 < streamed["predicted_s_per_cell"] < 1
+    off = streamed["predicted_s_per_cell"] / 0.32 - 1
+    assert streamed["prediction_off"] == pytest.approx(off)
     truth = found["full.resident@704x384"]
     # 123 TFLOP of a cell, less what hoisting takes out of it, at the rate that was measured
     assert truth["over_floor"] == pytest.approx(0.3 / (121.3e12 / 600e12), rel=0.03)
@@ -137,6 +139,22 @@ def test_tables_hold_what_was_measured_and_what_was_predicted(tmp_path: Path) ->
         line = next(row for row in csv.DictReader(file) if row["row"] == streamed["row"])
     assert float(line["h2d_per_cell"]) == 8e9
     assert line["status"] == "ok"
+
+
+def test_a_card_that_held_more_than_the_cap_is_no_result(tmp_path: Path) -> None:
+    row = next(row for row in gpu_rows() if row.name == "full.stream_k4+ring@704x384,24g")
+    for most, status in ((25.0 * 2**30, "failed"), (23.9 * 2**30, "ok")):
+        outcomes = {(row.name, 0): ok(s_per_cell=1.0, card_peak_bytes=most, over_cap=most > 24 * 2**30)}
+        found = summarise([row], outcomes, {}, tmp_path)[0]
+        assert found["status"] == status
+    assert found["reason"] == ""
+
+
+def test_decoding_is_told_in_layers_of_the_same_card(tmp_path: Path) -> None:
+    rows = [row for row in gpu_rows() if row.name in ("vae@704x384", "full.resident@704x384")]
+    outcomes = {("vae@704x384", 0): ok(decode_s=0.24), ("full.resident@704x384", 0): ok(s_per_cell=0.3)}
+    found = {row["row"]: row for row in summarise(rows, outcomes, {}, tmp_path)}
+    assert found["vae@704x384"]["decode_layers"] == pytest.approx(0.24 / (4 * 0.3 / 40))
 
 
 def test_every_group_of_rows_has_a_table() -> None:
