@@ -3,6 +3,7 @@
 `weights` is the work without caches, for peers that know none: the like-for-like rows. `full` has caches that are full
 from the first cell on; where a peer has nothing for them, they are moved as the published program moves them
 (`+reference`), or our ring is lent to it (`+ring`).
+It is long because both suites stand here, so that one can be read beside the other.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Ways to run the same stream: our strategies, FSDP2 as PyTorch brings it, and peers, each behind one face.
 
 A way brings the weights of a DiT on meta to life, makes caches, and gives an account of what it moved. Peers run as
-shipped; what had to be told them is said in `about`.
+shipped; what had to be told them is said where they are made (`peers`).
+It is long because a way has six duties and there are five sorts of them.
 """
 
 from __future__ import annotations

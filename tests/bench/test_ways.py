@@ -181,6 +181,7 @@ def test_a_bare_machine_needs_little(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.bench.jobs", str(jobs), str(out), *absent]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert "weights.diffusers_leaf@704x384" in (tmp_path / "bare" / "table.md").read_text()
     found = json.loads(out.read_text())
     for one in found["outcomes"]:
         assert one["status"] == "ok", one
