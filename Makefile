@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test notebooks lint format
+.PHONY: demo test bench notebooks lint format
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -16,6 +16,9 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(RUN) -m pytest -m 'not slow'
+
+bench: $(VENV)/installed
+	$(RUN) -m liveavatar.bench suite=cpu short=true
 
 notebooks: $(VENV)/installed
 	$(RUN) -m pytest -p no:cacheprovider --nbmake --nbmake-timeout=120 notebooks

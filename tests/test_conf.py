@@ -66,7 +66,7 @@ def test_every_option_composes_and_binds(group: str, name: str) -> None:
 
 def test_all_files_are_options_or_known_pages() -> None:
     pages = {str(file.relative_to(CONF)) for file in CONF.rglob("*.yaml")}
-    known = ("infer", "plan", "train", "convert", "serve", "evaluate", "report")
+    known = ("infer", "bench", "plan", "train", "convert", "serve", "evaluate", "report")
     entries = {f"{folder}{page}.yaml" for page in known for folder in ("", "hydra/help/")}
     assert pages == {f"{group}/{name}.yaml" for group, name in OPTIONS} | entries
 

@@ -27,7 +27,7 @@ import torch.distributed as dist  # noqa: TID251
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from experiments.strategies.watch import Watch
+from liveavatar.benching.watch import Watch
 from liveavatar.checkpoint.read import RandomWeights
 from liveavatar.checkpoint.slab import SlabLayout
 from liveavatar.models.dit.model import AvatarDiT

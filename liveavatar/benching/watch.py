@@ -6,10 +6,10 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
-import torch.distributed as dist  # noqa: TID251
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam  # noqa: TID251
-from torch.distributed.tensor import DTensor  # noqa: TID251
+from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
+from torch.distributed.tensor import DTensor
 
 from liveavatar.models.dit.model import AvatarDiT
 
