@@ -24,13 +24,19 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Piece:
-    """A piece of video as meters see it. `start` is the number of its first frame; no sound is an empty `audio`."""
+    """A piece of video as meters see it. `start` is the number of its first frame; no sound is an empty `audio`.
+
+    `reference` are the frames of another video beside it, of the same size (`resized` says whether they had another);
+    None where there is none, fewer than `frames` where it ends.
+    """
 
     frames: UInt8[np.ndarray, "t H W 3"]
     audio: Float[np.ndarray, " samples"]
     audio_rate: int
     start: int
     fps: float
+    reference: UInt8[np.ndarray, "r H W 3"] | None = None
+    resized: bool = False
 
     @cached_property
     def grey(self) -> Tensor:

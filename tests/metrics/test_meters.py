@@ -13,8 +13,9 @@ from liveavatar.config import compose, make
 from liveavatar.evaluate import score
 from liveavatar.media.mp4 import Mp4Writer
 from liveavatar.metrics import picture
-from liveavatar.metrics.basic import DriftMeter, ReferenceMeter
+from liveavatar.metrics.basic import DriftMeter
 from liveavatar.metrics.flow import optical_flow
+from liveavatar.metrics.reference import Beside, ReferenceMeter
 from liveavatar.metrics.series import LaggedCorrelation, Windows, slope, start_end
 from liveavatar.metrics.suite import Piece, Suite
 from liveavatar.training.toon import Identity, Motion, idle, render
@@ -142,11 +143,11 @@ def test_dropped_frames_are_a_jump() -> None:
 def test_likeness_to_a_reference() -> None:
     frames = talk()[:12]
     for noise, psnr in ((0, 100.0), (2, 42.11)):
-        meter = ReferenceMeter(iter(frames.clip(0, 250)))
-        meter.see(Piece(frames.clip(0, 250) + np.uint8(noise), np.zeros(0), 0, 0, 25))
+        meter, shown = ReferenceMeter(), Piece(frames.clip(0, 250) + np.uint8(noise), np.zeros(0), 0, 0, 25)
+        meter.see(Beside(iter(frames.clip(0, 250))).along(shown))
         assert meter.values()["reference/psnr"] == pytest.approx(psnr, abs=0.01)
-    meter = ReferenceMeter(iter(frames[:5, ::2, ::2]))
-    meter.see(Piece(frames, np.zeros(0), 0, 0, 25))
+    meter = ReferenceMeter()
+    meter.see(Beside(iter(frames[:5, ::2, ::2])).along(Piece(frames, np.zeros(0), 0, 0, 25)))
     assert meter.values()["reference/resized"] == 1
     assert meter.values()["reference/frames"] == 5
 
