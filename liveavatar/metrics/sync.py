@@ -7,7 +7,6 @@ from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
-import soxr
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
@@ -15,9 +14,10 @@ from torch import Tensor
 
 from liveavatar.metrics.about import records, skipped
 from liveavatar.metrics.finder import Finder
+from liveavatar.metrics.hearing import Hearing
 from liveavatar.metrics.learned import NO_FILE
 from liveavatar.metrics.nets.files import filled
-from liveavatar.metrics.nets.syncnet import RATE, STEP, SyncNet, mfcc
+from liveavatar.metrics.nets.syncnet import STEP, SyncNet, mfcc
 from liveavatar.metrics.series import Mean
 from liveavatar.metrics.suite import Piece
 from liveavatar.metrics.synclag import ShiftedDistances
@@ -105,7 +105,7 @@ class SyncMeter:
         self.device, self._missing, self._state, self._next = device, Mean(), _State(), 0
         self._net: SyncNet | None = None
         self._finder = Finder()
-        self._heard, self._resampler = False, None
+        self._hearing = Hearing()
         if weights is not None:
             self._net = filled(SyncNet(), weights, "metrics.meters.sync.weights").to(device)
 
@@ -113,7 +113,7 @@ class SyncMeter:
     def see(self, piece: Piece) -> None:
         if self._net is None or self._finder.lacking:
             return
-        self._hear(piece)
+        self._state.pcm = np.concatenate([self._state.pcm, self._hearing.hear(piece)])
         for number, frame in enumerate(piece.frames, piece.start):
             while round(self._next * piece.fps / FPS) <= number:  # 25 a second, of any rate
                 self._next += 1
@@ -124,19 +124,6 @@ class SyncMeter:
                     self._state.place()
         self._state.embed(self._net, self.device)
 
-    def _hear(self, piece: Piece) -> None:
-        if not len(piece.audio):  # silence, so that what comes later stands at its place
-            quiet = np.zeros(round(len(piece.frames) * RATE / piece.fps))
-            self._state.pcm = np.concatenate([self._state.pcm, quiet])
-            return
-        self._heard = True
-        sound = piece.audio.astype(np.float32)
-        if piece.audio_rate != RATE:
-            if self._resampler is None:
-                self._resampler = soxr.ResampleStream(piece.audio_rate, RATE, 1, dtype="float32")
-            sound = self._resampler.resample_chunk(sound)
-        self._state.pcm = np.concatenate([self._state.pcm, sound])
-
     @torch.inference_mode()
     def values(self) -> dict[str, float | str]:
         if self._net is None:
@@ -144,7 +131,7 @@ class SyncMeter:
         if self._finder.lacking:
             return skipped(self._finder.lacking, self.abouts)
         share: dict[str, float | str] = {"sync/sync_no_face_share": self._missing.value}
-        if not self._heard:
+        if not self._hearing.heard:
             return skipped("the video has no sound", self.abouts) | share
         ended = copy.deepcopy(self._state)  # more may come
         while ended.frames:
