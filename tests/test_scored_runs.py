@@ -43,7 +43,10 @@ def scored(path: Path, *words: str) -> dict[str, Any]:
 
 
 def test_metrics_of_a_run_are_those_of_its_file(tmp_path: Path) -> None:
-    """Up to what the codec takes: 2 % of light, 1 of steadiness, 5 of contrast, 20 of sharpness, 1 of drifting colours."""
+    """Up to what the codec takes: 2 % of light, 1 of steadiness, 5 of contrast, 20 of sharpness, 1 level of drift.
+
+    Not the chroma of noise, which is what a random model paints and 4:2:0 does not keep.
+    """
     image, voice = picture(tmp_path / "me.png"), write_wav(tmp_path / "a.wav", speech(1.5))
     words = [f"request.image={image}", f"request.audio={voice}", f"output.dir={tmp_path / 'run'}"]
     run = assemble(compose("infer", [*SMALL, *words]))
@@ -57,7 +60,7 @@ def test_metrics_of_a_run_are_those_of_its_file(tmp_path: Path) -> None:
     for name, share in LOSS.items():
         assert found[name] == pytest.approx(told[name], rel=share), name
     for name in about:
-        if name.startswith("drift/") and not name.endswith(("_per_min", "_per_min_error", "sharpness")):
+        if name in ("drift/luma", "drift/contrast"):
             assert found[name] == pytest.approx(told[name], abs=1), name
         assert isinstance(found[name], str) == isinstance(told[name], str), name
 
