@@ -25,9 +25,9 @@ class QualityMeter:
         self._means = {about.name: Mean() for about in self.abouts}
 
     def see(self, piece: Piece) -> None:
-        self._means["quality/sharpness"].add(picture.sharpness(piece.grey))
-        self._means["quality/contrast"].add(picture.contrast(piece.grey))
-        self._means["quality/luma"].add(piece.grey.mean((1, 2)).double().numpy())
+        self._means["quality/sharpness"].add(piece.sharpness)
+        self._means["quality/contrast"].add(piece.contrast)
+        self._means["quality/luma"].add(piece.luma)
 
     def values(self) -> dict[str, float | str]:
         return {name: mean.value for name, mean in self._means.items()}
@@ -69,8 +69,8 @@ class DriftMeter:
         means = colours.reshape(len(colours), -1, 3).mean(1, dtype=np.float64)
         chroma = np.hypot(colours[..., 1], colours[..., 2]).reshape(len(colours), -1).mean(1)
         self._lightness.add(means[:, 0])
-        found = {"luma": piece.grey.mean((1, 2)).numpy(), "a": means[:, 1], "b": means[:, 2], "chroma": chroma}
-        found |= {"sharpness": picture.sharpness(piece.grey), "contrast": picture.contrast(piece.grey)}
+        found = {"luma": piece.luma, "a": means[:, 1], "b": means[:, 2], "chroma": chroma}
+        found |= {"sharpness": piece.sharpness, "contrast": piece.contrast}
         for name, values in found.items():
             self._windows[name].add(values)
 

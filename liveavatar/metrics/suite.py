@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from liveavatar.metrics.about import About, skipped
-from liveavatar.metrics.picture import grey
+from liveavatar.metrics.picture import contrast, grey, sharpness
 from liveavatar.metrics.voice import band_energy
 from liveavatar.types import StreamInfo, VideoChunk
 
@@ -42,6 +42,19 @@ class Piece:
     def grey(self) -> Tensor:
         """Luma, 0 to 255, [t, H, W]."""
         return grey(self.frames)
+
+    @cached_property
+    def luma(self) -> np.ndarray:
+        """Its mean over the picture, of every frame."""
+        return self.grey.mean((1, 2)).double().numpy()
+
+    @cached_property
+    def sharpness(self) -> np.ndarray:
+        return sharpness(self.grey)
+
+    @cached_property
+    def contrast(self) -> np.ndarray:
+        return contrast(self.grey)
 
     @cached_property
     def energy(self) -> np.ndarray:
