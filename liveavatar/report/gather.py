@@ -19,7 +19,7 @@ APART = ("output", "hydra", "about", "logger", "profile")
 LONGEST_REASON = 200
 PEAKS = ("memory/run/allocated", "memory/run/host")
 FPS = "speed/fps_e2e"
-QUALITY = ("quality/", "sync/", "identity/", "drift/", "motion/")
+QUALITY = ("quality/", "sync/", "identity/", "drift/", "motion/", "reference/")
 LOWER_IS_BETTER = (
     "flicker",
     "drift",
