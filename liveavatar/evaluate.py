@@ -90,13 +90,14 @@ def score(
 
     from liveavatar.media.audio import Voice, load_voice
     from liveavatar.media.steady import SteadyVideo
-    from liveavatar.metrics.basic import ReferenceMeter
+    from liveavatar.metrics.reference import Beside, ReferenceMeter
     from liveavatar.metrics.suite import Piece
 
     film, suite = SteadyVideo(video, "video"), make(metrics, "metrics")
     other = None if reference is None else SteadyVideo(reference, "reference")
-    if other is not None:
-        suite.meters["reference"] = ReferenceMeter(iter(other))
+    beside = None if other is None else Beside(iter(other))
+    if beside is not None:
+        suite.meters["reference"] = ReferenceMeter()
     found: dict[str, Any] = {"file/sound": "given" if audio else "own"}
     try:
         voice = load_voice(audio or video, "audio" if audio else "video")
@@ -107,7 +108,8 @@ def score(
     frames, start = iter(film), 0
     while piece := list(islice(frames, PIECE)):
         first, last = (round(number * voice.rate / film.fps) for number in (start, start + len(piece)))
-        suite.see(Piece(np.stack(piece), voice.pcm[first:last], voice.rate, start, film.fps))
+        shown = Piece(np.stack(piece), voice.pcm[first:last], voice.rate, start, film.fps)
+        suite.see(shown if beside is None else beside.along(shown))
         start += len(piece)
     if not start:
         raise ValueError(f"video={video} holds no frame that can be decoded. Export or download it again.")

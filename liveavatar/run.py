@@ -32,7 +32,7 @@ from liveavatar.session import AvatarSession, Stream
 from liveavatar.sinks import Fanout, LatentSink, NullSink, ProgressSink
 from liveavatar.strategies.auto import ask_of
 from liveavatar.strategies.base import Traffic
-from liveavatar.tracking import write_metrics
+from liveavatar.tracking import write_about, write_metrics
 from liveavatar.types import AvatarRequest, Sink, StreamInfo, VideoChunk
 
 log = logging.getLogger(__name__)
@@ -196,6 +196,7 @@ class Run:
             self.metrics |= {"schedule/ticks": tick_count, "schedule/utilisation": utilisation}
             if self.directory is not None:
                 write_metrics(self.directory, self.metrics)
+                write_about(self.directory, self.meters.abouts)
                 draw_if_possible(self.memory.write(self.directory), self.memory.settings.figure)
                 self._end_board()
 

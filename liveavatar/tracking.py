@@ -10,7 +10,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -186,7 +186,16 @@ def _cpu_name() -> str:
 
 def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
     """metrics.json: flat, `group/name` keys, replaced as a whole so that a reader never sees half of it."""
-    target = path / "metrics.json"
+    _replace(path / "metrics.json", metrics)
+
+
+def write_about(path: Path, abouts: Mapping[str, Any]) -> None:
+    """about.json: what each metric of the meters means, its scale, direction and requirements; none without meters."""
+    if abouts:
+        _replace(path / "about.json", {name: about.row() for name, about in abouts.items()})
+
+
+def _replace(target: Path, content: Mapping[str, Any]) -> None:
     draft = target.with_suffix(".json.part")
-    draft.write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    draft.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     draft.replace(target)

@@ -9,11 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from experiments import board
+from experiments.clean_cache.run import KINDS
 from liveavatar.config import compose
+from liveavatar.media.mp4 import Mp4Writer
+from liveavatar.report import gather
 from liveavatar.sweep import members
+from liveavatar.types import BLOCK_FRAMES
+from tests.running import micro_session, small_request
 from tests.test_report import make_run
 
 QUESTIONS = ("sampling_steps", "cells_in_flight", "whole_runs", "precision_ladder", "long_stream")
@@ -45,3 +52,34 @@ def test_an_answer_is_what_was_measured(tmp_path: Path, monkeypatch: pytest.Monk
         rows = list(csv.DictReader(file))
     assert [(row["config/sampler.steps"], float(row["speed/fps_e2e"])) for row in rows] == [("1", 4.0), ("2", 2.0)]
     assert "sampler.steps=3 is unlucky" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_videos_are_compared_with_the_trusted_one(tmp_path: Path) -> None:
+    frames = np.full((6, 32, 32, 3), 100, np.uint8)
+    for name, level in (("0-steps=1", 108), ("1-steps=8", 100)):
+        place = make_run(tmp_path / name, "single_device", 1)
+        writer = Mp4Writer(place / "avatar.mp4", 32, 32, 25, 0)
+        writer.write(frames + np.uint8(level - 100), np.zeros(0, np.float32))
+        writer.close()
+    board.compare(tmp_path, "steps=8")
+    found = {row.name: row for row in gather(tmp_path).rows}
+    assert found["1-steps=8"].number("reference/psnr") == 100
+    assert found["0-steps=1"].number("reference/psnr") == pytest.approx(20 * np.log10(255 / 8), abs=1.5)
+    assert found["0-steps=1"].directions["reference/psnr"] == "higher"
+    assert found["0-steps=1"].number("speed/fps_e2e") == 4.0
+
+
+def test_one_clean_cache_is_another_stream_unless_there_is_one_step(tmp_path: Path) -> None:
+    request = small_request(tmp_path, 1.0)
+    for steps in (1, 2):
+        made, held = {}, {}
+        for kind, caches in KINDS.items():
+            session = micro_session(steps)
+            session.caches = caches
+            stream = session.prepare(request)
+            made[kind] = torch.cat([chunk.frames for chunk in session.chunks(stream)]).float()
+            held[kind] = stream.rollout.caches.held()["caches"][0]
+        first = BLOCK_FRAMES - 3  # nothing came before the first block
+        assert torch.equal(made["same step"][:first], made["clean"][:first])
+        assert torch.equal(made["same step"], made["clean"]) == (steps == 1)
+        assert held["same step"] == steps * held["clean"]

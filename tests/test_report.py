@@ -17,8 +17,9 @@ import yaml
 from PIL import Image
 
 from liveavatar.report import gather, report
+from liveavatar.report.figures import titled, worth
 from liveavatar.report.front import pareto
-from liveavatar.report.gather import higher_is_better
+from liveavatar.report.gather import direction
 
 
 def make_run(folder: Path, strategy: str, steps: int, **metrics: Any) -> Path:
@@ -73,11 +74,23 @@ def test_the_front_is_what_nobody_beats() -> None:
     assert pareto([]) == []
 
 
-def test_directions_follow_from_names() -> None:
-    assert higher_is_better("quality/psnr_db")
-    assert higher_is_better("sync/proxy")
-    assert not higher_is_better("drift/luma_per_minute")
-    assert not higher_is_better("motion/flicker")
+def test_directions_are_those_that_metrics_declare_or_their_names_say(runs: Path) -> None:
+    for name, way in (("quality/psnr_db", "higher"), ("drift/luma_per_minute", "lower"), ("motion/flicker", "lower")):
+        assert direction(name, ()) == way
+    told = {"quality/psnr_db": {"direction": "none"}, "sync/lips": {"direction": "lower"}}
+    for strategy, steps in (("whole", 1), ("whole", 2), ("whole", 4), ("stream", 1), ("stream", 2), ("stream", 4)):
+        place = runs / f"{strategy}-{steps}"
+        (place / "about.json").write_text(json.dumps(told))
+        metrics = json.loads((place / "metrics.json").read_text())
+        (place / "metrics.json").write_text(json.dumps(metrics | {"sync/lips": 1.0 / steps}))
+    found = gather(runs)
+    assert direction("quality/psnr_db", found.rows) == "none"
+    assert direction("sync/lips", found.rows) == "lower"
+    assert found.quality() == "sync/lips"  # a description is nothing to judge by
+    assert titled("sync/lips", found.rows) == "sync/lips (lower is better)"
+    assert titled("quality/psnr_db", found.rows) == "quality/psnr_db (a description)"
+    assert len(worth(found.rows[0], "sync/lips", found.rows)) == 3
+    assert len(worth(found.rows[0], "quality/psnr_db", found.rows)) == 2
 
 
 def test_runs_go_by_what_differs_and_broken_ones_by_their_reason(runs: Path) -> None:

@@ -18,7 +18,7 @@ VARIED = ["+strategy=fsdp_stream", "strategy.source=host", "strategy.cells_in_fl
 def main() -> None:
     assert __doc__
     given = options(__doc__, seconds=6).parse_args()
-    sys.exit(1 if answer(given, VARIED, ("front", "strategies")) else 0)
+    sys.exit(1 if answer(given, VARIED, ("front", "strategies"), against="cells_in_flight=1") else 0)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ VARIED = ["precision=fp32,bf16,fp8,int8"]
 def main() -> None:
     assert __doc__
     given = options(__doc__, seconds=4).parse_args()
-    sys.exit(1 if answer(given, VARIED, ("front", "drift")) else 0)
+    sys.exit(1 if answer(given, VARIED, ("front", "drift"), against="fp32") else 0)
 
 
 if __name__ == "__main__":

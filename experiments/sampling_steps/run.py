@@ -18,7 +18,7 @@ VARIED = ["sampler.steps=1,2,3,4,6,8"]
 def main() -> None:
     assert __doc__
     given = options(__doc__, seconds=4).parse_args()
-    sys.exit(1 if answer(given, VARIED, ("front", "drift")) else 0)
+    sys.exit(1 if answer(given, VARIED, ("front", "drift"), against="steps=8") else 0)
 
 
 if __name__ == "__main__":

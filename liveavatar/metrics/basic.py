@@ -1,13 +1,9 @@
-"""Meters that need no weights: quality, drift, motion, and likeness to a reference run."""
+"""Meters that need no weights: quality, drift and motion."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import UInt8
 
 from liveavatar.metrics import picture
 from liveavatar.metrics.about import records, skipped
@@ -29,9 +25,9 @@ class QualityMeter:
         self._means = {about.name: Mean() for about in self.abouts}
 
     def see(self, piece: Piece) -> None:
-        self._means["quality/sharpness"].add(picture.sharpness(piece.grey))
-        self._means["quality/contrast"].add(picture.contrast(piece.grey))
-        self._means["quality/luma"].add(piece.grey.mean((1, 2)).double().numpy())
+        self._means["quality/sharpness"].add(piece.sharpness)
+        self._means["quality/contrast"].add(piece.contrast)
+        self._means["quality/luma"].add(piece.luma)
 
     def values(self) -> dict[str, float | str]:
         return {name: mean.value for name, mean in self._means.items()}
@@ -73,8 +69,8 @@ class DriftMeter:
         means = colours.reshape(len(colours), -1, 3).mean(1, dtype=np.float64)
         chroma = np.hypot(colours[..., 1], colours[..., 2]).reshape(len(colours), -1).mean(1)
         self._lightness.add(means[:, 0])
-        found = {"luma": piece.grey.mean((1, 2)).numpy(), "a": means[:, 1], "b": means[:, 2], "chroma": chroma}
-        found |= {"sharpness": picture.sharpness(piece.grey), "contrast": picture.contrast(piece.grey)}
+        found = {"luma": piece.luma, "a": means[:, 1], "b": means[:, 2], "chroma": chroma}
+        found |= {"sharpness": piece.sharpness, "contrast": piece.contrast}
         for name, values in found.items():
             self._windows[name].add(values)
 
@@ -161,55 +157,3 @@ class MotionMeter:
             "motion/still_share": means["still"],
             "motion/jump_share": means["jump"],
         }
-
-
-class ReferenceMeter:
-    """Likeness to another video, frame by frame: for precisions, steps and caches against a run that is trusted.
-
-    `frames` are those of the reference, one after another. Where sizes differ the reference is brought to the size of
-    the video (said by `reference/resized`); the shorter of the two decides how many frames are compared.
-    """
-
-    abouts = records(
-        ("reference/psnr", "peak signal to noise of RGB, from the mean squared error over all frames", "decibels; 100 for equal videos", "higher"),
-        ("reference/ssim", "structural similarity of luma (Wang et al. 2004; Gaussian, 11 pixels, sigma 1.5), mean over frames", "-1 to 1", "higher"),
-        ("reference/delta_e", "distance of colours in CIELAB (1976), mean over pixels and frames", "ΔE, from 0", "lower"),
-        ("reference/frames", "frames that were compared", "count", "none"),
-        ("reference/resized", "1 where the reference had another size and was resized", "0 or 1", "none"),
-        requires="reference=… : a video to compare with",
-    )  # fmt: skip
-
-    def __init__(self, frames: Iterator[UInt8[np.ndarray, "H W 3"]]) -> None:
-        self._frames = frames
-        self._error, self._ssim, self._colour, self.resized = Mean(), Mean(), Mean(), False
-
-    def see(self, piece: Piece) -> None:
-        others = [other for _, other in zip(piece.frames, self._frames, strict=False)]
-        if not others:
-            return
-        size = piece.frames.shape[1:3]
-        if others[0].shape[:2] != size:
-            self.resized = True
-            others = [_resized(other, size) for other in others]
-        mine, theirs = piece.frames[: len(others)], np.stack(others)
-        wrong = mine.astype(np.float32) - theirs
-        self._error.add((wrong**2).mean((1, 2, 3), dtype=np.float64))
-        self._ssim.add(picture.ssim(piece.grey[: len(others)], picture.grey(theirs)))
-        self._colour.add(picture.delta_e(picture.lab(mine), picture.lab(theirs)).mean((1, 2), dtype=np.float64))
-
-    def values(self) -> dict[str, float | str]:
-        if not self._error.count:
-            return skipped("no frame of the reference was there to compare with", self.abouts)
-        return {
-            "reference/psnr": min(100.0, picture.psnr(self._error.value)),
-            "reference/ssim": self._ssim.value,
-            "reference/delta_e": self._colour.value,
-            "reference/frames": float(self._error.count),
-            "reference/resized": float(self.resized),
-        }
-
-
-def _resized(frame: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    x = torch.from_numpy(frame).permute(2, 0, 1)[None].float()
-    x = F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=True)
-    return x[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()

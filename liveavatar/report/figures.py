@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from liveavatar.report.front import pareto
-from liveavatar.report.gather import FPS, Gathered, Row, higher_is_better
+from liveavatar.report.gather import FPS, Gathered, Row, direction
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#999999", "#e69f00")
 MARKS = "osD^vPX*"
@@ -89,7 +89,7 @@ def _front(axes: Any, theme: Theme, rows: Sequence[Row], quality: str | None) ->
     known = [row for row in rows if row.peak and row.number(FPS)]
     unit, word = _unit([row.peak or 0 for row in known])
     places = [((row.peak or 0) / unit, row.number(FPS) or 0.0) for row in known]
-    best = pareto([worth(row, quality) for row in known])
+    best = pareto([worth(row, quality, rows) for row in known])
     marks = {name: MARKS[i % len(MARKS)] for i, name in enumerate(sorted({row.strategy for row in known}))}
     values = [row.number(quality) if quality else None for row in known]
     real = [value for value in values if value is not None]
@@ -107,9 +107,7 @@ def _front(axes: Any, theme: Theme, rows: Sequence[Row], quality: str | None) ->
     axes.legend(frameon=False, labelcolor=theme.ink, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     if colours:
         bar = axes.figure.colorbar(colours, ax=axes, location="bottom", shrink=0.5, aspect=40)
-        bar.set_label(
-            f"{quality} ({'higher' if higher_is_better(quality or '') else 'lower'} is better)", color=theme.ink
-        )
+        bar.set_label(titled(quality or "", rows), color=theme.ink)
         bar.ax.tick_params(colors=theme.ink, labelsize=8)
         bar.outline.set_visible(False)
     axes.set_xlabel(f"peak memory, {word}")
@@ -118,12 +116,22 @@ def _front(axes: Any, theme: Theme, rows: Sequence[Row], quality: str | None) ->
     axes.margins(x=0.15)
 
 
-def worth(row: Row, quality: str | None) -> list[float]:
-    """Higher is better in each; a run without the metric of quality is worth nothing in it."""
+def titled(quality: str, rows: Sequence[Row]) -> str:
+    """A metric with what is good of it."""
+    way = direction(quality, rows)
+    return f"{quality} (a description)" if way == "none" else f"{quality} ({way} is better)"
+
+
+def worth(row: Row, quality: str | None, rows: Sequence[Row]) -> list[float]:
+    """Higher is better in each; a run without the metric of quality is worth nothing in it.
+
+    A metric that is a description is no part of it.
+    """
     found = [-(row.peak or 0.0), row.number(FPS) or 0.0]
-    if quality:
+    way = direction(quality, rows) if quality else "none"
+    if quality and way != "none":
         value = row.number(quality)
-        found.append(float("-inf") if value is None else value if higher_is_better(quality) else -value)
+        found.append(float("-inf") if value is None else value if way == "higher" else -value)
     return found
 
 

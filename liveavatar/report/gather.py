@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ APART = ("output", "hydra", "about", "logger", "profile")
 LONGEST_REASON = 200
 PEAKS = ("memory/run/allocated", "memory/run/host")
 FPS = "speed/fps_e2e"
-QUALITY = ("quality/", "sync/", "identity/", "drift/", "motion/")
+QUALITY = ("quality/", "sync/", "identity/", "drift/", "motion/", "reference/")
 LOWER_IS_BETTER = (
     "flicker",
     "drift",
@@ -43,6 +44,7 @@ class Row:
     metrics: dict[str, Any]
     config: dict[str, Any] = field(default_factory=dict)
     varied: dict[str, Any] = field(default_factory=dict)
+    directions: dict[str, str] = field(default_factory=dict)
     lines: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -84,14 +86,19 @@ class Gathered:
             if asked not in known:
                 raise ValueError(f"quality={asked}: no run has it; there are {', '.join(known) or 'no metrics'}")
             return asked
-        named = [key for group in QUALITY for key in known if key.startswith(group)]
+        judged = [key for key in known if direction(key, self.rows) != "none"]
+        named = [key for group in QUALITY for key in judged if key.startswith(group)]
         everywhere = [key for key in named if all(key in keys for keys in have)]
         return next(iter(everywhere or named), None)
 
 
-def higher_is_better(key: str) -> bool:
-    """The direction of a metric, by its name."""
-    return not any(word in key for word in LOWER_IS_BETTER)
+def direction(key: str, rows: Sequence[Row]) -> str:
+    """Which way a metric is better: `higher`, `lower`, or `none` for a description.
+
+    As the metric itself declares in the about.json of its run; of what no run declares, its name is asked.
+    """
+    declared = next((row.directions[key] for row in rows if key in row.directions), None)
+    return declared or ("lower" if any(word in key for word in LOWER_IS_BETTER) else "higher")
 
 
 def gather(folder: str | Path) -> Gathered:
@@ -149,7 +156,15 @@ def _read(place: Path, name: str) -> Row:
     except OSError as error:
         log.warning("%s: %s", journal, error)
         lines = []
-    return Row(name, place, metrics, _flat(_config(place)), lines=lines)
+    return Row(name, place, metrics, _flat(_config(place)), directions=_directions(place), lines=lines)
+
+
+def _directions(place: Path) -> dict[str, str]:
+    try:
+        told = json.loads((place / "about.json").read_text(encoding="utf-8"))
+        return {str(name): str(row["direction"]) for name, row in told.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}  # of a run without meters, or an older one
 
 
 def _config(place: Path) -> dict[str, Any]:

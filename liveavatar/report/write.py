@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from liveavatar.report.front import pareto
-from liveavatar.report.gather import FPS, Gathered, Row, gather, higher_is_better
+from liveavatar.report.gather import FPS, Gathered, Row, gather
 
 if TYPE_CHECKING:
     from liveavatar.report.figures import Picture
@@ -75,7 +75,7 @@ def on_front(found: Gathered, quality: str | None) -> list[bool]:
     from liveavatar.report.figures import worth
 
     known = [row.peak is not None and row.number(FPS) is not None for row in found.rows]
-    wins = iter(pareto([worth(row, quality) for row, is_known in zip(found.rows, known, strict=True) if is_known]))
+    wins = iter(pareto([worth(row, quality, found.rows) for row, has in zip(found.rows, known, strict=True) if has]))
     return [next(wins) if is_known else False for is_known in known]
 
 
@@ -91,7 +91,9 @@ def table(found: Gathered, quality: str | None) -> list[tuple[bool, list[str]]]:
 
 
 def _columns(found: Gathered, quality: str | None) -> list[str]:
-    last = [f"{quality} ({'higher' if higher_is_better(quality) else 'lower'} is better)"] if quality else []
+    from liveavatar.report.figures import titled
+
+    last = [titled(quality, found.rows)] if quality else []
     return ["run", "strategy", "ranks", *last, "peak, MB", *SHOWN.values()]
 
 

@@ -13,8 +13,9 @@ from liveavatar.config import compose, make
 from liveavatar.evaluate import score
 from liveavatar.media.mp4 import Mp4Writer
 from liveavatar.metrics import picture
-from liveavatar.metrics.basic import DriftMeter, ReferenceMeter
+from liveavatar.metrics.basic import DriftMeter
 from liveavatar.metrics.flow import optical_flow
+from liveavatar.metrics.reference import Beside, ReferenceMeter
 from liveavatar.metrics.series import LaggedCorrelation, Windows, slope, start_end
 from liveavatar.metrics.suite import Piece, Suite
 from liveavatar.training.toon import Identity, Motion, idle, render
@@ -72,8 +73,9 @@ def test_pictures_have_known_numbers() -> None:
 
 def test_flow_finds_a_pan() -> None:
     before = torch.from_numpy(talk()[:1].astype(np.float32)).mean(-1)
-    flow = optical_flow(before, torch.roll(before, (2, 5), (1, 2))).flatten(2).median(2).values[0]
-    assert flow.tolist() == pytest.approx([5, 2], abs=0.4)
+    for down, right in ((2, 5), (0, 8), (4, -6)):
+        flow = optical_flow(before, torch.roll(before, (down, right), (1, 2))).flatten(2).median(2).values[0]
+        assert flow.tolist() == pytest.approx([right, down], abs=0.4)
 
 
 def test_lines_and_lags_are_found_in_bounded_memory() -> None:
@@ -142,11 +144,11 @@ def test_dropped_frames_are_a_jump() -> None:
 def test_likeness_to_a_reference() -> None:
     frames = talk()[:12]
     for noise, psnr in ((0, 100.0), (2, 42.11)):
-        meter = ReferenceMeter(iter(frames.clip(0, 250)))
-        meter.see(Piece(frames.clip(0, 250) + np.uint8(noise), np.zeros(0), 0, 0, 25))
+        meter, shown = ReferenceMeter(), Piece(frames.clip(0, 250) + np.uint8(noise), np.zeros(0), 0, 0, 25)
+        meter.see(Beside(iter(frames.clip(0, 250))).along(shown))
         assert meter.values()["reference/psnr"] == pytest.approx(psnr, abs=0.01)
-    meter = ReferenceMeter(iter(frames[:5, ::2, ::2]))
-    meter.see(Piece(frames, np.zeros(0), 0, 0, 25))
+    meter = ReferenceMeter()
+    meter.see(Beside(iter(frames[:5, ::2, ::2])).along(Piece(frames, np.zeros(0), 0, 0, 25)))
     assert meter.values()["reference/resized"] == 1
     assert meter.values()["reference/frames"] == 5
 
