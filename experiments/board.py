@@ -71,7 +71,7 @@ def table(folder: Path, shown: Mapping[str, str]) -> str:
     """The members in their order, with the metrics that answer the question."""
     lines = ["| run | " + " | ".join(shown.values()) + " |", "| --- |" + " ---: |" * len(shown)]
     for row in _rows(folder):
-        cells = [f"{value:.4g}" if (value := row.number(key)) is not None else "–" for key in shown]
+        cells = [_told(_value(row, key, words)) for key, words in shown.items()]
         lines.append(f"| {row.label} | " + " | ".join(cells) + " |")
     broken = gather(folder).broken
     lines += ["", "Left out:", ""] if broken else []
@@ -88,11 +88,10 @@ def draw(folder: Path, shown: Mapping[str, str], path: Path) -> None:
     figure = Figure(figsize=(3.6 * columns + 1.2, (0.36 * len(rows) + 0.9) * lines), layout="constrained")
     panels = list(figure.subplots(lines, columns, squeeze=False).flat)
     for number, (panel, (key, words)) in enumerate(zip(panels, shown.items(), strict=False)):
-        values = [row.number(key) for row in rows]
+        values = [_value(row, key, words) for row in rows]
         panel.barh(range(len(rows)), [value or 0 for value in values], color="#4477aa", height=0.62)
         for place, value in enumerate(values):
-            told = f" {value:.4g}" if value is not None else " –"
-            panel.text(value or 0, place, told, va="center", fontsize=8, color="#1c2430")
+            panel.text(value or 0, place, f" {_told(value)}", va="center", fontsize=8, color="#1c2430")
         panel.set_yticks(range(len(rows)), [row.label for row in rows] if number % columns == 0 else [""] * len(rows))
         panel.invert_yaxis()
         panel.margins(x=0.22)
@@ -102,6 +101,15 @@ def draw(folder: Path, shown: Mapping[str, str], path: Path) -> None:
     for panel in panels[len(shown) :]:
         panel.axis("off")
     figure.savefig(path, dpi=130)
+
+
+def _value(row: Row, key: str, words: str) -> float | None:
+    value = row.number(key)
+    return value / 1e6 if value is not None and words.endswith(", MB") else value
+
+
+def _told(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
 
 
 def _rows(folder: Path) -> list[Row]:

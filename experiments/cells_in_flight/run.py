@@ -15,10 +15,10 @@ from experiments.board import answer, options
 VARIED = ["+strategy=fsdp_stream", "strategy.source=host", "strategy.cells_in_flight=1,2,3,4"]
 SHOWN = {
     "reference/psnr": "PSNR against one cell, dB",
-    "traffic/host_bytes_per_block": "from host a block, bytes",
+    "traffic/host_bytes_per_block": "from host a block, MB",
     "traffic/unit_fetches_per_block": "fetches of units a block",
     "schedule/ticks": "passes over the units",
-    "memory/run/allocated": "peak, bytes",
+    "memory/run/allocated": "peak, MB",
     "paired/ratio": "process time against one cell",
 }
 

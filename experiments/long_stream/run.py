@@ -27,7 +27,7 @@ SHOWN = {
     "drift/contrast_per_min": "contrast, levels a minute",
     "drift/contrast_per_min_error": "± error",
     "drift/colour": "first to last 15 %, ΔE",
-    "memory/run/allocated": "peak, bytes",
+    "memory/run/allocated": "peak, MB",
 }
 
 

@@ -17,8 +17,8 @@ SHOWN = {
     "reference/psnr": "PSNR against fp32, dB",
     "reference/ssim": "SSIM",
     "sync/lip_energy_r": "lips against voice, r",
-    "memory/weights/device": "weights, bytes",
-    "memory/run/allocated": "peak, bytes",
+    "memory/weights/device": "weights, MB",
+    "memory/run/allocated": "peak, MB",
     "paired/ratio": "process time against fp32",
 }
 

@@ -15,9 +15,9 @@ from experiments.board import answer, options
 VARIED = ["+strategy=single_device,fsdp_stream,diagonal_pipeline,timestep_pipeline,replicated"]
 SHOWN = {
     "reference/psnr": "PSNR against one device, dB",
-    "memory/weights/device": "weights on the device, bytes",
-    "memory/run/allocated": "peak, bytes",
-    "traffic/host_bytes_per_block": "from host a block, bytes",
+    "memory/weights/device": "weights on the device, MB",
+    "memory/run/allocated": "peak, MB",
+    "traffic/host_bytes_per_block": "from host a block, MB",
     "paired/ratio": "process time against one device",
 }
 
