@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import statistics
 import subprocess
 import sys
 import time
@@ -69,6 +70,8 @@ def bench(cfg: DictConfig) -> dict[str, Any]:
             else:
                 outcomes[turn.row.name, turn.repeat] = outcome
     about = _about(settings, repeats)
+    loads = [outcome["load"] for outcome in outcomes.values() if "load" in outcome]
+    about["load"] = statistics.median(loads) if loads else None
     summaries, notes = _written(folder, rows, outcomes, skipped, about, before, cfg)
     failed = [row["row"] for row in summaries if row["status"] not in (*DONE, "skipped", "not run")]
     return {"rows": summaries, "differences": notes, "undone": undone, "failed": failed, "folder": folder}

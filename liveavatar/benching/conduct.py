@@ -96,7 +96,7 @@ class Conductor:
                 continue
             began = time.monotonic()
             outcome = self.run(turn)
-            outcome["wall_s"] = time.monotonic() - began
+            outcome |= {"wall_s": time.monotonic() - began, "load": os.getloadavg()[0]}
             draft = self.rows / f"{turn.stem}.json.part"
             draft.write_text(json.dumps({"row": turn.row.name, "repeat": turn.repeat, **outcome}, indent=1) + "\n")
             draft.replace(self.rows / f"{turn.stem}.json")

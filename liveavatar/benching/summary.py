@@ -141,6 +141,7 @@ def _beside(
     if pairs and row.timed:
         low, high = interval(pairs)
         found |= {"x_over": statistics.median(pairs), "x_low": low, "x_high": high}
+        found["x_interval"] = f"{low:.2f} to {high:.2f}"
     latents = [folder / "latents" / f"{Turn(one, 0).stem}.safetensors" for one in (row, by_name[row.against])]
     if all(path.exists() for path in latents):
         bitwise, worst = compared(*latents)

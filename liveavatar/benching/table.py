@@ -44,6 +44,7 @@ STREAM: tuple[Column, ...] = (
     ("cell_p5_s", "p5", SECONDS),
     ("cell_p95_s", "p95", SECONDS),
     ("x_over", "× resident", RATIO),
+    ("x_interval", "95 %", str),
     ("fps", "frames/s, DiT alone", _number(2)),
     ("over_floor", "× floor of its products", _number(2)),
     ("predicted_s_per_cell", "predicted s / cell", SECONDS),
@@ -178,6 +179,7 @@ def headline(about: Mapping[str, Any], measured: bool = True) -> str:
             f"`{about.get('command', '')}`\n\nNot measured: no row could run here. What is predicted is the planner's "
             "figure for one H200, with the rates of `topology=1xh200`."
         )
+    load = f" Load average of the machine meanwhile: {about['load']:.1f}." if about.get("load") is not None else ""
     device = about.get("run/gpu") or about.get("run/cpu", "")
     versions = ", ".join(f"{name} {about[f'run/{name}']}" for name in ("torch", "lightning") if f"run/{name}" in about)
     peers = ", ".join(
@@ -186,7 +188,7 @@ def headline(about: Mapping[str, Any], measured: bool = True) -> str:
     return (
         f"`{about.get('command', '')}`\n\nMeasured {about.get('date', '')} on {device}, {about.get('run/cores', '?')} "
         f"cores, {about.get('run/threads', '?')} thread(s) a process; {versions}; peers {peers or 'not installed'}. "
-        f"Seed {about.get('seed', 0)}, {about.get('repeats', 1)} repeat(s)."
+        f"Seed {about.get('seed', 0)}, {about.get('repeats', 1)} repeat(s)." + load
     )
 
 

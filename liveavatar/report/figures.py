@@ -13,6 +13,8 @@ from liveavatar.report.gather import FPS, Gathered, Row, direction
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#999999", "#e69f00")
 MARKS = "osD^vPX*"
+EQUAL = ("reference/psnr", 100.0)
+"""What equal videos have: no measure for the colours of the others."""
 MOST_LINES = 12
 MOST_LABELS = 10
 
@@ -49,6 +51,7 @@ def draw_all(found: Gathered, quality: str | None) -> list[Picture]:
         caption = f"Peak memory against speed{told}. Ringed: the Pareto front, which no run beats in "
         caption += "all of these at once. Up and left is better."
         pictures.append(_both("front", caption, lambda axes, theme: _front(axes, theme, found.rows, quality)))
+    if len({row.strategy for row in found.rows if row.peak and row.number(FPS)}) > 1:
         caption = "Each strategy: bars are medians over its runs, dots the runs themselves."
         pictures.append(_both("strategies", caption, lambda axes, theme: _bars(axes, theme, found.rows, quality), 3))
     if any(len(row.lines) > 1 for row in found.rows):
@@ -93,7 +96,8 @@ def _front(axes: Any, theme: Theme, rows: Sequence[Row], quality: str | None) ->
     marks = {name: MARKS[i % len(MARKS)] for i, name in enumerate(sorted({row.strategy for row in known}))}
     values = [row.number(quality) if quality else None for row in known]
     real = [value for value in values if value is not None]
-    colours = _scale(min(real), max(real)) if real else None
+    told = [value for value in real if not (quality == EQUAL[0] and value >= EQUAL[1])] or real
+    colours = _scale(min(told), max(told)) if told else None
     for (x, y), row, value in zip(places, known, values, strict=True):
         colour = colours.to_rgba(value) if colours and value is not None else COLOURS[0] if not quality else theme.faint
         axes.scatter(x, y, s=70, marker=marks[row.strategy], color=[colour], zorder=3)

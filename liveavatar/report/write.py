@@ -85,16 +85,22 @@ def table(found: Gathered, quality: str | None) -> list[tuple[bool, list[str]]]:
     for best, row in zip(on_front(found, quality), found.rows, strict=True):
         shown = [row.label, row.strategy, str(row.metrics.get("run/ranks", ""))]
         shown += [_told(row.number(quality), 1.0)] if quality else []
-        shown += [_told(row.peak, 1e6), *(_told(row.number(key), 1e6 if "bytes" in key else 1.0) for key in SHOWN)]
+        keys = _shown(found)
+        shown += [_told(row.peak, 1e6), *(_told(row.number(key), 1e6 if "bytes" in key else 1.0) for key in keys)]
         rows.append((best, shown))
     return rows
+
+
+def _shown(found: Gathered) -> list[str]:
+    """The columns that say something: traffic only where there is any."""
+    return [key for key in SHOWN if "bytes" not in key or any(row.number(key) for row in found.rows)]
 
 
 def _columns(found: Gathered, quality: str | None) -> list[str]:
     from liveavatar.report.figures import titled
 
     last = [titled(quality, found.rows)] if quality else []
-    return ["run", "strategy", "ranks", *last, "peak, MB", *SHOWN.values()]
+    return ["run", "strategy", "ranks", *last, "peak, MB", *(SHOWN[key] for key in _shown(found))]
 
 
 def _told(value: float | None, unit: float) -> str:

@@ -110,6 +110,7 @@ def test_a_bench_leaves_tables_and_every_outcome(measured: tuple[Path, Any]) -> 
     assert ours["x_over"] == pytest.approx(ours["s_per_cell"] / truth["s_per_cell"])
     assert 0 < ours["weights_device_bytes"] < truth["weights_device_bytes"]
     assert told["about"]["run/torch"]
+    assert told["about"]["load"] >= 0
     assert told["about"]["command"].startswith("python -m liveavatar.bench short=true")
 
 

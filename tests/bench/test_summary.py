@@ -40,6 +40,7 @@ def test_a_ratio_is_taken_within_a_repeat(tmp_path: Path) -> None:
     }
     truth, peer = summarise(rows, outcomes, {}, tmp_path)
     assert peer["x_over"] == peer["x_low"] == peer["x_high"] == 3.0
+    assert peer["x_interval"] == "3.00 to 3.00"
     assert peer["s_per_cell"] == 16.5
     assert peer["fps"] == pytest.approx(12 / (4 * 16.5))
     assert "x_over" not in truth

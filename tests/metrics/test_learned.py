@@ -111,7 +111,7 @@ def test_absent_weights_are_a_reason_that_names_file_and_key() -> None:
     values = suite.values()
     assert set(values) == set(suite.abouts)
     for name, key in (("reference/lpips", "lpips"), ("reference/fid", "fid"), ("reference/fvd", "fvd"),
-                      ("identity/dino_s", "dino"), ("sync/sync_c", "sync")):  # fmt: skip
+                      ("identity/dino_s", "dino"), ("sync/sync_c", "sync"), ("rating/quality", "rating")):  # fmt: skip
         assert values[name].startswith(f"skipped: metrics.meters.{key}.weights is not set: name there ")
 
 

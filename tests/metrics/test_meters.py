@@ -201,3 +201,44 @@ def test_folders_are_scored_around_what_is_broken(tmp_path: Path) -> None:
     assert rows["one.mp4"]["motion/flow"].startswith("skipped: ")
     with pytest.raises(ValueError, match="not a video"):
         evaluate(compose("evaluate", [f"video={tmp_path / 'bad.mp4'}"]))
+
+
+def test_motion_of_a_pan_is_known() -> None:
+    for step in (0, 1, 3):
+        values = measured(np.stack([np.roll(talk()[0], step * number, 1) for number in range(31)]), voice()[: 31 * 640])
+        assert values["motion/flow"] == pytest.approx(100 * step / 128, abs=0.15)
+        assert values["motion/flow_top"] >= values["motion/flow"]
+        if step != 1:  # pairs 3 frames apart: 9 pixels of 128 are above 3, and none below; 3 are on the edge
+            assert values["motion/dynamic_share"] == (step == 3)
+        assert values["motion/still_share"] == (step == 0)
+    flashing = np.full((20, 32, 32, 3), 100, np.uint8)
+    flashing[::2] += 51
+    assert measured(flashing, np.zeros(20 * 640))["motion/steadiness"] == pytest.approx(1 - 51 / 255)
+
+
+def test_likeness_falls_with_blur_and_colour_and_not_with_grain() -> None:
+    frames, found = talk()[:6], {}
+    soft = torch.nn.functional.avg_pool2d(torch.from_numpy(frames).permute(0, 3, 1, 2).float(), 5, 1, 2)
+    tinted = (frames * np.array([1, 0.8, 1])).astype(np.uint8)
+    grained = (frames + np.random.default_rng(0).normal(0, 1, frames.shape)).round().clip(0, 255).astype(np.uint8)
+    others = {
+        "same": frames,
+        "soft": soft.permute(0, 2, 3, 1).to(torch.uint8).numpy(),
+        "tint": tinted,
+        "grain": grained,
+    }
+    for name, other in others.items():
+        meter = ReferenceMeter()
+        meter.see(Beside(iter(other)).along(Piece(frames, np.zeros(0), 0, 0, 25)))
+        found[name] = meter.values()
+    assert found["same"] == pytest.approx({"reference/psnr": 100, "reference/ssim": 1, "reference/delta_e": 0,
+                                           "reference/frames": 6, "reference/resized": 0})  # fmt: skip
+    for name in ("soft", "tint"):
+        assert found[name]["reference/psnr"] < 35 < 45 < found["grain"]["reference/psnr"], name
+    assert found["soft"]["reference/ssim"] < 0.9 < 0.97 < found["grain"]["reference/ssim"]
+    assert found["tint"]["reference/delta_e"] > 8
+    grey = [np.full((1, 16, 16, 3), level, np.uint8) for level in (0, 255)]
+    meter = ReferenceMeter()
+    meter.see(Beside(iter(grey[1])).along(Piece(grey[0], np.zeros(0), 0, 0, 25)))
+    assert meter.values()["reference/delta_e"] == pytest.approx(100, abs=0.01)  # black and white
+    assert meter.values()["reference/psnr"] == 0
