@@ -23,7 +23,7 @@ from liveavatar.models.dit.context import FramePacker, Grid, tokens
 from liveavatar.models.dit.prepared import Prepared, PreparedPrompt, PreparedSteps, PreparedVoice
 from liveavatar.models.dit.residency import Part, Residency, Resident
 from liveavatar.models.dit.spread import Alone, Spread
-from liveavatar.models.dit.state import CellInput, CellState, SinkInput, Unit, parameters_dtype
+from liveavatar.models.dit.state import CellInput, CellState, SinkInput, Stretches, Unit, parameters_dtype
 from liveavatar.ops.embed import linear_float32, modulate, plain_norm, sinusoid, unpatchify
 
 __all__ = ["AvatarDiT", "Embed", "Head", "Residency", "Resident"]
@@ -140,11 +140,14 @@ class Head(Unit):
         shift, scale = (self.modulation.float().unsqueeze(1) + time.unsqueeze(2)).unbind(2)
         return linear_float32(modulate(plain_norm(x.float(), self.eps), shift, scale), self.head)
 
+    stretches: ClassVar[Stretches] = (values,)
+
     def forward(self, state: CellState) -> CellState:
         assert state.time is not None
         _, _, frames, h, w = state.cell.latents.shape
-        values = state.share.gather(self.values(state.hidden, state.time))
-        picture = unpatchify(values, frames, h // 2, w // 2)
+        (values,) = self.stretches
+        found = state.share.gather(values(self, state.hidden, state.time))
+        picture = unpatchify(found, frames, h // 2, w // 2)
         state.output = picture.to(state.cell.latents.dtype)
         return state
 
