@@ -157,8 +157,8 @@ class AvatarDiT(nn.Module):
 
     Keywords carry the names of the published `config.json`. Weights may be built on `meta`; a strategy brings them to
     life. With `hoist`, conditioning is prepared ahead of the cells, the voices of so many blocks in one pass, by parts
-    that move by themselves; a strategy that lends weights inside a unit's own forward only sets it to 0. Raises
-    ValueError for sizes that cannot work.
+    that move by themselves; a strategy that lends weights inside a unit's own forward only sets it to 0. `cache_kind`
+    `fp8` or `int8` lets keys and values rest in one byte a number. Raises ValueError for sizes that cannot work.
     """
 
     def __init__(
@@ -219,6 +219,7 @@ class AvatarDiT(nn.Module):
         self.spread: Spread = Alone()
         self.stage = range(num_layers)
         self.hoist = 1
+        self.cache_kind: str | None = None
 
     @property
     def head_dim(self) -> int:
@@ -271,6 +272,7 @@ class AvatarDiT(nn.Module):
             sink_tokens=grid.sink_tokens,
             frames=frames,
             first_layer=self.stage.start,
+            kind=self.cache_kind,
         )
 
     def prepare(self, made: Sequence[Prepared], then: Sequence[str] | None = None) -> None:
