@@ -20,12 +20,12 @@ from liveavatar.checkpoint.adapters import attach as attach_files
 from liveavatar.checkpoint.load import Lent, materialise
 from liveavatar.checkpoint.quantised import check_kind, quantised
 from liveavatar.checkpoint.read import TensorSource, expect
-from liveavatar.choice import Chosen, choose, choose_attention
+from liveavatar.choice import Chosen, choose, choose_attention, choose_compile
 from liveavatar.config import conf_dir, kept, literal, make
 from liveavatar.intake import Parts, check_request
 from liveavatar.memory.attend import WatchedSource
 from liveavatar.memory.explain import explained, foresee
-from liveavatar.memory.given import GB, Setup
+from liveavatar.memory.given import GB, SMALL, Setup
 from liveavatar.memory.plan import suited
 from liveavatar.memory.profiler import MemoryProfiler, Peaks, ProfileSettings
 from liveavatar.metrics.speed import SpeedMeter
@@ -97,6 +97,7 @@ def load(cfg: DictConfig, chosen: Chosen, directory: Path | None = None) -> Load
         foresee(memory, cfg, world)
         parts = build_parts(cfg, WatchedSource(source, memory), strategy, sampler, *chosen.dtypes, chosen.hoist)
         attention = choose_attention(parts.dit, cfg.attention.backend, strategy.device, chosen.dtypes[0])
+        compiled = choose_compile(parts.dit, chosen.compile, strategy.device)
         if chosen.ranks == "requests":
             strategy.take_requests(parts.dit)
         adapters = Adapters(parts.dit, strategy.device, chosen.dtypes[0])
@@ -118,7 +119,8 @@ def load(cfg: DictConfig, chosen: Chosen, directory: Path | None = None) -> Load
         "strategy": strategy.name,
         "model": cfg.model.name,
     }
-    metrics |= {"attention": attention, "run/precision": cfg.precision.dit, "speed/load_s": time.perf_counter() - began}
+    metrics |= {"attention": attention, "compile": compiled}
+    metrics |= {"run/precision": cfg.precision.dit, "speed/load_s": time.perf_counter() - began}
     session = AvatarSession(
         parts,
         sampler,
@@ -184,6 +186,7 @@ def build_parts(
     dit.hoist, parallel = hoist, cfg.parallel
     if (kind := check_kind(cfg.precision.weights)) is not None:
         source = quantised(source, kind, quantise_linears(dit, kind))
+    dit.cache_kind = check_kind(cfg.precision.get("cache"), "cache")
     expect(source, _shapes(dit, others))
     strategy.arrange(dit, sampler.steps, parallel.decode, parallel.ulysses_size)  # refuses what cannot work, in time
     tokenizer = make(cfg.model.tokenizer, "model.tokenizer")
@@ -228,6 +231,7 @@ def rehearsals(cfg: DictConfig) -> dict[str, dict[str, Any]]:
         with torch.device("meta"):
             dit = make(cfg.model.dit, "model.dit").eval()
         dit.hoist = int(suited(ask, setup).hoisted)
+        dit.cache_kind = ask.cache if ask.cache in SMALL else None
         decode = "rank" if "parallel.decode=rank" in setup.settings else "inline"
         seen = rehearse(
             dit,

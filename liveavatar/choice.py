@@ -15,7 +15,7 @@ from liveavatar.config import make
 from liveavatar.intake import SpeechSettings
 from liveavatar.memory.profiler import ProfileSettings
 from liveavatar.models.dit.model import AvatarDiT
-from liveavatar.ops import attention
+from liveavatar.ops import attention, compiled
 from liveavatar.sampling.conditioning import RolloutSettings
 from liveavatar.sampling.scheduler import EulerSampler
 from liveavatar.settings import hoists, in_flight, make_fabric, ranks_compute, settled, storage_type, thread_count
@@ -44,6 +44,7 @@ class Chosen:
     ranks: str
     hoist: int
     profile: ProfileSettings
+    compile: str | None
 
     def launch(self) -> None:
         """Start or meet the other processes."""
@@ -61,6 +62,7 @@ def choose(cfg: DictConfig) -> Chosen:
         raise ValueError(
             f"attention.backend={cfg.attention.backend!r} is unknown; choose one of {', '.join(attention.BACKENDS)}"
         )
+    backend = check_compile(cfg.get("compile"))
     strategy, sampler = make(cfg.strategy, "strategy"), make(cfg.sampler, "sampler")
     rollout, speech = make(cfg.rollout, "rollout"), make(cfg.speech, "speech")
     source: TensorSource = make(cfg.weights, "weights")
@@ -78,20 +80,50 @@ def choose(cfg: DictConfig) -> Chosen:
     profile: ProfileSettings = make(cfg.profile, "profile")
     make(cfg.logger, "logger")  # what it lacks is said before anything is loaded
     return Chosen(
-        cfg, reason, strategy, sampler, rollout, speech, source, threads, dtypes, cells, fabric, ranks, hoist, profile
-    )
+        cfg, reason, strategy, sampler, rollout, speech, source, threads, dtypes, cells, fabric, ranks, hoist, profile,
+        backend,
+    )  # fmt: skip
 
 
 def choose_attention(dit: AvatarDiT, name: str, device: torch.device, dtype: torch.dtype) -> str:
     """Let the DiT compute attention as `attention.backend` says; what cannot work here is said, and left to PyTorch.
 
-    Returns the name of what computes. Raises ValueError for an unknown name.
+    Returns the name of what computes; behind `auto`, the kernel that PyTorch takes. Raises KeyError for an unknown one.
     """
     try:
         attention.use(dit, attention.attention(name, device, dtype, dit.head_dim))
     except LookupError as missing:
         log.warning("attention.backend=%s: %s. PyTorch chooses instead.", name, missing.args[0])
-        return "auto"
-    if name != "auto":
-        log.info("attention: %s", name)
+        name = "auto"
+    if name == "auto":
+        kernel = attention.taken(device, dtype, dit.head_dim)
+        log.info("attention: PyTorch chooses, and takes %s", kernel)
+        return f"auto ({kernel})"
+    log.info("attention: %s", name)
     return name
+
+
+def check_compile(asked: object) -> str | None:
+    """The backend of torch.compile that `compile` names; None without one. Raises ValueError for an unknown one."""
+    if asked in (None, False):
+        return None
+    name = "inductor" if asked is True else str(asked)
+    if name not in compiled.BACKENDS:
+        raise ValueError(f"compile={asked!r} is unknown; write true or false, or one of {', '.join(compiled.BACKENDS)}")
+    return name
+
+
+def choose_compile(dit: AvatarDiT, backend: str | None, device: torch.device) -> str:
+    """Let the DiT's units compute compiled, where that is asked for and possible: what is missing is said.
+
+    Returns the name of what compiles, or `none`.
+    """
+    if backend is None:
+        return "none"
+    try:
+        count = compiled.compile_stretches(dit, backend, device)
+    except LookupError as missing:
+        log.warning("compile=%s: %s. Units compute as without it.", backend, missing.args[0])
+        return "none"
+    log.info("compile: %s; %d functions serve all units, compiled at their first use", backend, count)
+    return backend

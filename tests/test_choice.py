@@ -27,10 +27,18 @@ def test_a_backend_that_works_is_used_and_logged(
     assert all(part.attend is not attend for part in dit.modules() if hasattr(part, "attend"))
 
 
+def test_pytorchs_own_choice_is_named(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("liveavatar"), "propagate", True)
+    with caplog.at_level("INFO", logger="liveavatar"):
+        assert choose_attention(make_dit(), "auto", CPU, torch.float32) == "auto (flash)"
+    assert [record.getMessage() for record in caplog.records] == ["attention: PyTorch chooses, and takes flash"]
+
+
 def test_a_backend_that_cannot_work_is_said_once_and_pytorch_chooses(tmp_path: Path) -> None:
     words = [*SMALL, "weights=random", "sink=none", "attention.backend=cudnn", f"output.dir={tmp_path}/run"]
     run = assemble(compose("infer", words))
-    assert run.metrics["attention"] == "auto"
+    assert run.metrics["attention"] == "auto (flash)"
+    assert run.metrics["compile"] == "none"
     assert all(part.attend is attend for part in run.session.parts.dit.modules() if hasattr(part, "attend"))
     run.strategy.release()
     told = [line for line in (tmp_path / "run" / "run.log").read_text().splitlines() if "attention.backend" in line]

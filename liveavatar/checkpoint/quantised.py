@@ -73,8 +73,8 @@ def quantised(source: TensorSource, kind: str, shapes: Mapping[str, torch.Size])
     return source
 
 
-def check_kind(kind: Any) -> str | None:
-    """`precision.weights`: null, or a kind of one-byte number. Raises ValueError, naming the key, for others."""
+def check_kind(kind: Any, key: str = "weights") -> str | None:
+    """`precision.weights` or `.cache`: null, or a kind of one-byte number. Raises ValueError, naming it, for others."""
     if kind is None or kind in KINDS:
         return kind
-    raise ValueError(f"precision.weights={kind!r} is unknown; write {', '.join(KINDS)}, or null for precision.dit")
+    raise ValueError(f"precision.{key}={kind!r} is unknown; write {', '.join(KINDS)}, or null for precision.dit")

@@ -199,7 +199,7 @@ class Avatar:
         like = torch.empty(0, dtype=dit.dtype, device="meta")
         relay = self.models.relay()
         caches = StreamCaches(dit.cache_shape(grid, given.cache_frames), relay.steps, like)
-        sinks = caches.sink.k.nbytes + caches.sink.v.nbytes  # a second one while it is renewed
+        sinks = caches.sink.nbytes  # a second one while it is renewed
         item = storage_type(self.cfg, "encoders").itemsize
         scale = self.cfg.model.vae.get("base_dim", 96) / 96
         decoder = int(DECODE_STATE * scale * item * height * width)

@@ -65,7 +65,7 @@ class Topology:
 class Ask:
     """What is to be run: sizes of the models, the picture, the steps, and the numbers' kinds.
 
-    weights, cache: `float32`, `bfloat16`; weights `fp8` or `int8` too; a cache in `fp8` is yet to come.
+    weights, cache: `float32`, `bfloat16`, `fp8` or `int8`.
     text: `freed`, brought in for the prompt and let go, or `resident`. hoisted: conditioning is prepared ahead.
     """
 
@@ -130,7 +130,8 @@ class Ask:
 
     def row(self, tokens: int) -> int:
         """Keys and values of one layer for so many tokens."""
-        return 2 * tokens * self.dit.dim * ITEMS[self.cache]
+        scales = 4 * self.dit.heads if self.cache in SMALL else 0
+        return 2 * tokens * (self.dit.dim * ITEMS[self.cache] + scales)
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class Moments:
     def block(self) -> int:
         """Inside a block, beside the states: rotating the sink into place, or the feed-forward's inner width."""
         t, s, t4 = self.hidden, self.sink, self._single(self.hidden)
-        rotation = t4 + 4 * t + max(2 * t * 4 // self.item + t, t + 2 * s * 4 // self.item + s)
+        rotation = 3 * t + max(2 * t * 4 // self.item + t, t + 2 * s * 4 // self.item + s)
         inner = self.picture.tokens * self.dit.ffn * self.item // self.share
         matrix = self.dit.dim * self.dit.ffn * self.item if self.small else 0  # restored for its product
         feed = t4 + t + max(2 * inner, inner + matrix)

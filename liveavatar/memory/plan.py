@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from liveavatar.memory.given import ITEMS, Ask, Setup
+from liveavatar.memory.given import ITEMS, SMALL, Ask, Setup
 from liveavatar.memory.moments import Moments, gathered
 from liveavatar.memory.sizes import DECODE_BYTES, DECODE_STATE, ENCODE_BYTES, Picture
 
@@ -150,6 +150,8 @@ def _caches(ask: Ask, setup: Setup, rank: int, steps: range, layers: range) -> P
         "sink": len(layers) * ask.row(seen.sink_tokens) // share,
         "scratch": rooms * 2 * seen.context * ask.dit.dim * ask.item // share,
     }
+    if setup.caches == "host" and ask.cache in SMALL and layers:  # they arrive as they rest
+        found["scratch"] += rooms * ask.row(seen.ring_tokens) // share
     if ask.hoisted:
         found["prepared"] = _prepared(ask, len(layers))
     if setup.stages and layers:

@@ -66,6 +66,13 @@ def attention(name: str, device: torch.device, dtype: torch.dtype, channels: int
     return found
 
 
+def taken(device: torch.device, dtype: torch.dtype, channels: int = 64) -> str:
+    """The kernel that PyTorch's own choice comes to on this device: one of `KERNELS`, or the number it gives."""
+    trial = torch.zeros(1, 2, 16, channels, device=device, dtype=dtype)
+    number = torch._fused_sdp_choice(trial, trial, trial)
+    return next((name for name, kernel in KERNELS.items() if kernel.value == number), str(number))
+
+
 def use(module: nn.Module, backend: Attend) -> int:
     """Let every attention of a model compute with this backend; returns how many there are."""
     parts: list[Any] = [part for part in module.modules() if callable(getattr(part, "attend", None))]

@@ -31,6 +31,20 @@ def restore(payload: Tensor, scale: Float[Tensor, "out 1"], dtype: torch.dtype) 
     return (payload.float() * scale).to(dtype)
 
 
+def keep_small(x: Float[Tensor, "... channels"], payload: Tensor, scale: Float[Tensor, "... 1"]) -> None:
+    """Write keys or values into rooms of one byte a number, with a float32 scale for each head of a token."""
+    most = LARGEST[payload.dtype]
+    largest = torch.linalg.vector_norm(x, float("inf"), dim=-1, keepdim=True, dtype=torch.float32)
+    scale.copy_(torch.where(largest > 0, largest / most, torch.ones_like(largest)))
+    exact = (x / scale).clamp_(-most, most)
+    payload.copy_(exact.round_() if payload.dtype == torch.int8 else exact)
+
+
+def give_back(room: Tensor, payload: Tensor, scale: Tensor) -> None:
+    """Write what such rooms stand for into one of the type in which it is computed, rounded once."""
+    room.copy_(payload).mul_(scale)
+
+
 def scaled_linear(
     x: Float[Tensor, "... in"], payload: Tensor, scale: Float[Tensor, "out 1"], bias: Float[Tensor, " out"]
 ) -> Float[Tensor, "... out"]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from liveavatar.config import conf_dir
-from liveavatar.memory.given import GB, ITEMS, SMALL, Ask, Setup, Topology
+from liveavatar.memory.given import GB, ITEMS, Ask, Setup, Topology
 from liveavatar.memory.plan import Plan, RankPlan, draw_up, smaller
 from liveavatar.memory.sizes import Picture, picture
 from liveavatar.memory.speed import Pace, pace
@@ -80,8 +80,6 @@ def options(ask: Ask, topology: Topology) -> dict[str, list[Option]]:
     """All ways on all devices of a topology, strategy by strategy, each list in order of preference."""
     found: dict[str, list[Option]] = {}
     for label, setup in setups(ask, topology):
-        if ask.cache in SMALL:
-            setup = replace(setup, missing=setup.missing or "a cache in fp8 is not available yet")
         if setup.strategy == "fsdp_stream" and setup.resident < 0:
             setup = most_resident(ask, setup, topology)
         found.setdefault(label, []).append(weigh(label, ask, setup, topology))
@@ -320,7 +318,7 @@ def ask_of(cfg: Any, seen: Picture | None = None) -> Ask:
     precision, encoders = cfg.precision.dit, cfg.precision.encoders
     kinds = {
         "weights": told.get("weights") or cfg.precision.get("weights") or precision,
-        "cache": told.get("cache") or precision,
+        "cache": told.get("cache") or cfg.precision.get("cache") or precision,
     }
     for key, value in (*kinds.items(), ("dit", precision), ("encoders", encoders)):
         if value not in ITEMS:

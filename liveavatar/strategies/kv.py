@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from liveavatar.checkpoint.slab import allocate
-from liveavatar.models.dit.cache import CacheShape, RingCache, Scratch, StreamCaches, StreamView
+from liveavatar.models.dit.cache import CacheShape, RingCache, Scratch, StreamCaches, StreamView, put, take
 from liveavatar.strategies.base import Traffic
 from liveavatar.strategies.ring import Lane, Wait
 from liveavatar.strategies.sources import pin
@@ -49,10 +49,15 @@ class Need:
 
 
 class KvRing(Scratch):
-    """Two rooms on the device through which the caches of all layers and steps pass."""
+    """Two rooms on the device through which the caches of all layers and steps pass.
+
+    Caches of a small kind move as they rest: beside each room lies one for a layer of a ring as it came.
+    """
 
     def __init__(self, shape: CacheShape, like: Tensor, traffic: Traffic) -> None:
         self.rooms = [Scratch(shape, like) for _ in range(SLOTS)]
+        small = shape.kind is not None and shape.layers > 0
+        self.arrivals = [shape.resting(shape.ring_tokens, like, 1) if small else [] for _ in range(SLOTS)]
         self.lane, self.traffic = Lane(like.device, SLOTS), traffic
         self._needs: list[Need] = []
         self._next = 0
@@ -60,7 +65,8 @@ class KvRing(Scratch):
 
     @property
     def tensors(self) -> list[Tensor]:
-        return [tensor for room in self.rooms for tensor in room.tensors]
+        rooms = [tensor for room in self.rooms for tensor in room.tensors]
+        return rooms + [tensor for rooms_of_slot in self.arrivals for tensor in rooms_of_slot]
 
     def begin(self, views: Sequence[StreamView], layers: range) -> None:
         """The order of a pass is layer by layer, and in each the cells in turn."""
@@ -86,29 +92,40 @@ class KvRing(Scratch):
         view.put_sink(layer, room.k, room.v)
         room.k[:, need.hole] = k
         room.v[:, need.hole] = v
-        self.lane.take(lambda: self._store(need, room))
+        self.lane.take(lambda: self._store(need, slot))
         return room.k[:, : need.end], room.v[:, : need.end]
 
     def _prefetch(self, number: int) -> None:
         if number < len(self._needs):
             need, slot = self._needs[number], number % SLOTS
-            self._waits[slot] = self.lane.send(slot, lambda: self._fetch(need, self.rooms[slot]))
+            self._waits[slot] = self.lane.send(slot, lambda: self._fetch(need, slot))
 
-    def _fetch(self, need: Need, room: Scratch) -> Wait:
-        ring, row = need.view.ring, need.view.ring.shape.row(need.layer)
+    def _fetch(self, need: Need, slot: int) -> Wait:
+        ring, row, room = need.view.ring, need.view.ring.shape.row(need.layer), self.rooms[slot]
         for start, stop, move in need.parts:
-            for target, source in ((room.k, ring.k), (room.v, ring.v)):
-                piece = source[row, :, start:stop]
-                target[:, start + move : stop + move].copy_(piece, non_blocking=True)
-                self.traffic.caches_in += piece.nbytes
+            targets = [tensor[:, start + move : stop + move] for tensor in room.tensors]
+            arriving = self._arriving(slot, slice(start, stop)) or targets
+            for target, source in zip(arriving, ring.parts(row, slice(start, stop)), strict=True):
+                target.copy_(source, non_blocking=True)
+                self.traffic.caches_in += source.nbytes
+            if arriving is not targets:
+                take(arriving, *targets)
         return lambda: None
 
-    def _store(self, need: Need, room: Scratch) -> None:
-        ring, row = need.view.ring, need.view.ring.shape.row(need.layer)
+    def _store(self, need: Need, slot: int) -> None:
+        ring, row, room = need.view.ring, need.view.ring.shape.row(need.layer), self.rooms[slot]
         place = ring.place(need.view.frame, need.view.frames)
-        for target, source in ((ring.k, room.k), (ring.v, room.v)):
-            target[row, :, place].copy_(source[:, need.hole], non_blocking=True)
-            self.traffic.caches_out += source[:, need.hole].nbytes
+        own = [tensor[:, need.hole] for tensor in room.tensors]
+        leaving = self._arriving(slot, place)
+        if leaving:
+            put(leaving, *own)
+        for target, source in zip(ring.parts(row, place), leaving or own, strict=True):
+            target.copy_(source, non_blocking=True)
+            self.traffic.caches_out += source.nbytes
+
+    def _arriving(self, slot: int, place: slice) -> list[Tensor]:
+        """Where tokens of a small kind lie on the device as they rest; nothing where they rest as they are used."""
+        return [tensor[0, :, place] for tensor in self.arrivals[slot]]
 
 
 class HostRooms:
@@ -156,8 +173,7 @@ class HostCaches(StreamCaches):
 
     @property
     def nbytes(self) -> int:
-        held = [self.sink.k, self.sink.v, *self.scratch.tensors]
-        return sum(tensor.nbytes for tensor in held)
+        return self.sink.nbytes + self.scratch.nbytes
 
     def held(self) -> dict[str, tuple[int, int]]:
         found = super().held()
@@ -167,11 +183,9 @@ class HostCaches(StreamCaches):
 
 def _host_ring(shape: CacheShape, like: Tensor, origin: int, rooms: HostRooms, taken: list[Tensor]) -> RingCache:
     """A ring whose room has exactly the size it needs: PyTorch's own pinned memory comes in powers of two."""
-    ring = RingCache.__new__(RingCache)
-    ring.shape, ring.origin = shape, origin
-    sizes = (shape.layers, 1, shape.ring_tokens, shape.heads, shape.channels)
-    total = like.element_size() * torch.Size(sizes).numel()
-    found = [rooms.take(total, like.device.type == "cuda") for _ in range(2)]
-    taken += found
-    ring.k, ring.v = (room.view(like.dtype).view(sizes) for room in found)
-    return ring
+    found = []
+    for tensor in shape.resting(shape.ring_tokens, torch.empty(0, dtype=like.dtype, device="meta"), shape.layers):
+        room = rooms.take(tensor.nbytes, like.device.type == "cuda")
+        taken.append(room)
+        found.append(room.view(tensor.dtype).view(tensor.shape))
+    return RingCache(shape, like, origin, found)

@@ -126,7 +126,7 @@ def rehearse(
             with tracker.roles("caches"):
                 rollout = _rollout(dit, strategy, levels, settings, stage, voice)
             if isinstance(rollout.caches, HostCaches):
-                tracker.register(HOST, [tensor for ring in rollout.caches.rings for tensor in (ring.k, ring.v)])
+                tracker.register(HOST, [tensor for ring in rollout.caches.rings for tensor in ring.tensors])
             tracker.register("caches", rollout.caches.scratch.tensors)
             weights, caches = tracker.held["weights"] + tracker.held["ring"], tracker.held["caches"]
             tracker.peaks.clear()

@@ -53,8 +53,9 @@ class Watch:
         for i, block in enumerate(dit.blocks):
             self._hooks.append(block.register_forward_pre_hook(self._keep_in(f"block{i}.in")))
             self._hooks.append(block.register_forward_hook(self._keep_state(f"block{i}.out_before_audio")))
-            for part in ("self_attn", "cross_attn", "ffn"):
-                self._hooks.append(getattr(block, part).register_forward_hook(self._keep(f"block{i}.{part}")))
+            for part, last in {"self_attn": "self_attn.o", "cross_attn": "cross_attn.o", "ffn": "ffn"}.items():
+                hook = self._keep(f"block{i}.{part}")
+                self._hooks.append(block.get_submodule(last).register_forward_hook(hook))
         for j, (adain, injector) in enumerate(zip(dit.adain, dit.injectors, strict=True)):
             self._hooks.append(adain.norm.register_forward_hook(self._keep(f"audio_injector{j}.adain_out")))
             self._hooks.append(injector.attention.register_forward_hook(self._keep(f"audio_injector{j}.out")))

@@ -181,3 +181,21 @@ def test_every_strategy_against_its_plan(topology: str, size: str) -> None:
     assert len(told) == (2 if topology == "1x24gb" else 7)
     for name, row in told.items():
         assert abs(row["error"]) < 0.02, name
+
+
+@pytest.mark.parametrize("kind", ["fp8", None])
+@pytest.mark.parametrize("caches", ["device", "host"])
+def test_small_caches_take_what_the_plan_says(kind: str | None, caches: str) -> None:
+    """Two layers of full width, streamed from host memory: rings and sink as they rest, and the rooms beside them."""
+    few = ("model.dit.num_layers=2", "model.dit.audio_inject_layers=[0]", "request.size=384*256")
+    cfg = compose("plan", [*few, f"precision.cache={kind or 'null'}"])
+    ask = ask_of(cfg)
+    plan = draw_up(ask, Setup("fsdp_stream", source="host", caches=caches))
+    with torch.device("meta"):
+        dit = make(cfg.model.dit, "model.dit").eval()
+    dit.cache_kind = kind
+    stage = Stage(*ask.picture.latent, 1, None, 1, 1, 2)
+    strategy = FsdpStream(source="host", caches=caches)
+    seen = rehearse(dit, strategy, make(cfg.sampler, "s"), make(cfg.rollout, "r"), stage, torch.bfloat16)
+    assert abs(plan.ranks[0].playing(AWAY) / seen.peak.nbytes - 1) < 0.02
+    assert seen.host == pytest.approx(plan.host, rel=0.01)

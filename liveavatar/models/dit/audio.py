@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from liveavatar.models.dit.block import CrossAttention
 from liveavatar.models.dit.prepared import Prepared
 from liveavatar.models.dit.spread import Segment
-from liveavatar.models.dit.state import CellState, Unit
+from liveavatar.models.dit.state import CellState, Stretches, Unit
 from liveavatar.ops.embed import linear_float32, plain_norm
 
 STREAMS = 4
@@ -89,11 +89,19 @@ class AdaLayerNorm(nn.Module):
     def modulation(self, tone: Float[Tensor, "frames d"]) -> Float[Tensor, "frames twice_d"]:
         return self.linear(F.silu(tone.to(self.linear.bias.dtype)))
 
-    def forward(
+    def adapted(
         self, x: Float[Tensor, "frames n d"], modulation: Float[Tensor, "frames twice_d"]
     ) -> Float[Tensor, "frames n d"]:
         shift, scale = modulation.unsqueeze(1).chunk(2, dim=-1)
         return torch.addcmul(shift, plain_norm(x, 1e-5), 1 + scale)
+
+    stretches: ClassVar[Stretches] = (adapted,)
+
+    def forward(
+        self, x: Float[Tensor, "frames n d"], modulation: Float[Tensor, "frames twice_d"]
+    ) -> Float[Tensor, "frames n d"]:
+        (adapted,) = self.stretches
+        return adapted(self, x, modulation)
 
 
 class VoiceUnit(Unit):

@@ -1,6 +1,7 @@
 """A transformer block: self-attention over caches, text cross-attention, feed-forward, modulated by the timestep.
 
 Semantics, 4. The residual runs in float32 inside a block and is rounded to the storage type at its end (12).
+What lies between two attentions is a stretch: a function of a module and tensors alone, which may be compiled.
 """
 
 from typing import ClassVar
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from liveavatar.models.dit.cache import CacheView
 from liveavatar.models.dit.prepared import Prepared, PreparedPrompt
 from liveavatar.models.dit.spread import Share
-from liveavatar.models.dit.state import CellState, Unit, split_heads
+from liveavatar.models.dit.state import CellState, Stretches, Unit, split_heads
 from liveavatar.ops.attention import Attend, attend
 from liveavatar.ops.embed import RmsNorm, gated_add, modulate, plain_norm
 
@@ -36,14 +37,16 @@ class Projections(nn.Module):
 class SelfAttention(Projections):
     """Attention to the block's own tokens and to what the cache view holds."""
 
-    def forward(
-        self, x: Float[Tensor, "b own d"], cache: CacheView, layer: int, share: Share
-    ) -> Float[Tensor, "b own d"]:
+    def project(self, x: Float[Tensor, "b own d"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, [b, own, heads, channels]; keys are not rotated yet."""
         q = split_heads(self.norm_q(self.q(x)), self.heads)
         k = split_heads(self.norm_k(self.k(x)), self.heads)
-        v = split_heads(self.v(x), self.heads)
+        return q, k, split_heads(self.v(x), self.heads)
+
+    def see(self, q: Tensor, k: Tensor, v: Tensor, cache: CacheView, layer: int, share: Share) -> Tensor:
+        """What the own tokens see, [b, own, d], before the matrix `o`."""
         seen = self.attend(*cache.exchange(layer, *share.to_heads(q, k, v)))
-        return self.o(share.to_tokens(seen).flatten(2))
+        return share.to_tokens(seen).flatten(2)
 
 
 class CrossAttention(Projections):
@@ -56,9 +59,18 @@ class CrossAttention(Projections):
         """Keys and values of a context, [b, words, heads, channels]."""
         return split_heads(self.norm_k(self.k(context)), self.heads), split_heads(self.v(context), self.heads)
 
+    def queries(self, x: Float[Tensor, "b tokens d"]) -> Float[Tensor, "b tokens heads channels"]:
+        return split_heads(self.norm_q(self.q(x)), self.heads)
+
+    def see(self, q: Tensor, pair: tuple[Tensor, Tensor]) -> Float[Tensor, "b tokens d"]:
+        """What the tokens see of the context, before the matrix `o`."""
+        return self.attend(q, *pair).flatten(2)
+
+    stretches: ClassVar[Stretches] = (queries,)
+
     def forward(self, x: Float[Tensor, "b tokens d"], pair: tuple[Tensor, Tensor]) -> Float[Tensor, "b tokens d"]:
-        q = split_heads(self.norm_q(self.q(x)), self.heads)
-        return self.o(self.attend(q, *pair).flatten(2))
+        (queries,) = self.stretches
+        return self.o(self.see(queries(self, x), pair))
 
 
 class FeedForward(nn.Sequential):
@@ -68,10 +80,32 @@ class FeedForward(nn.Sequential):
         super().__init__(nn.Linear(dim, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, dim))
 
 
+def _enter(block: "Block", x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """From the tokens to queries, keys and values."""
+    shift, scale = rows[:, :, 0], rows[:, :, 1]
+    return block.self_attn.project(modulate(plain_norm(x, block.eps), shift, scale).to(block.modulation.dtype))
+
+
+def _hear(block: "Block", x: Tensor, seen: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """What was seen joins the tokens, in float32 from here on; with their queries to the words."""
+    x = gated_add(x.float(), block.self_attn.o(seen), rows[:, :, 2])
+    norm = block.norm3
+    words = F.layer_norm(x.to(block.modulation.dtype), x.shape[-1:], norm.weight, norm.bias, block.eps)
+    return x, block.cross_attn.queries(words)
+
+
+def _feed(block: "Block", x: Tensor, rows: Tensor) -> Tensor:
+    """The feed-forward, and back to the storage type."""
+    shift, scale, gate = rows[:, :, 3], rows[:, :, 4], rows[:, :, 5]
+    y = modulate(plain_norm(x, block.eps), shift, scale).to(block.modulation.dtype)
+    return gated_add(x, block.ffn(y), gate).to(block.modulation.dtype)
+
+
 class Block(Unit):
     """Transformer block number `layer`."""
 
     cold: ClassVar = {"prompt": [f"cross_attn.{module}" for module in CrossAttention.cold]}
+    stretches: ClassVar[Stretches] = (_enter, _hear, _feed)
 
     def __init__(self, layer: int, dim: int, ffn_dim: int, heads: int, eps: float) -> None:
         super().__init__()
@@ -83,20 +117,17 @@ class Block(Unit):
         self.ffn = FeedForward(dim, ffn_dim)
 
     def forward(self, state: CellState) -> CellState:
-        store = self.modulation.dtype
         assert state.modulation is not None
+        enter, hear, feed = self.stretches
         rows = self.modulation.float().unsqueeze(1) + state.modulation
-        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = rows.unbind(2)
-
-        x = state.hidden
-        y = modulate(plain_norm(x, self.eps), shift_a, scale_a).to(store)
-        x = gated_add(x.float(), self.self_attn(y, state.cache, self.layer, state.share), gate_a)
-        words = F.layer_norm(x.to(store), x.shape[-1:], self.norm3.weight, self.norm3.bias, self.eps)
-        x = x + self.cross_attn(words, self._pair(state))
-        y = modulate(plain_norm(x, self.eps), shift_f, scale_f).to(store)
-        x = gated_add(x, self.ffn(y), gate_f)
-
-        state.x = x.to(store)
+        q, k, v = enter(self, state.hidden, rows)
+        seen = self.self_attn.see(q, k, v, state.cache, self.layer, state.share)
+        del q, k, v
+        x, q = hear(self, state.hidden, seen, rows)
+        del seen
+        x = x + self.cross_attn.o(self.cross_attn.see(q, self._pair(state)))
+        del q
+        state.x = feed(self, x, rows)
         return state
 
     def prepare(self, made: Prepared) -> None:

@@ -14,12 +14,17 @@ import torch
 from jaxtyping import Complex64, Float
 from torch import Tensor
 
+from liveavatar.ops.quantise import KINDS, give_back, keep_small
 from liveavatar.ops.rope import rotate
 
 
 @dataclass(frozen=True)
 class CacheShape:
-    """Sizes that all caches of one stream share; `frame_tokens` and `sink_tokens` follow from the picture's grid."""
+    """Sizes that all caches of one stream share; `frame_tokens` and `sink_tokens` follow from the picture's grid.
+
+    kind: `fp8` or `int8`: rings and sink rest in one byte a number, with a float32 scale for each head of a token;
+    None: as they are.
+    """
 
     layers: int
     heads: int
@@ -28,6 +33,7 @@ class CacheShape:
     sink_tokens: int
     frames: int = 12
     first_layer: int = 0
+    kind: str | None = None
 
     def row(self, layer: int) -> int:
         """Where a layer's tensors lie: a stage of a pipeline holds those of its own layers only."""
@@ -41,17 +47,67 @@ class CacheShape:
         shape = (layers, 1, tokens, self.heads, self.channels)
         return torch.zeros(shape, dtype=like.dtype, device=like.device)
 
+    def resting(self, tokens: int, like: Tensor, layers: int) -> list[Tensor]:
+        """Rooms in which keys and values of so many tokens rest: k and v; of a small kind, the scales of both too."""
+        if self.kind is None:
+            return [self.zeros(tokens, like, layers) for _ in range(2)]
+        sizes = (layers, 1, tokens, self.heads)
+        kinds = ((KINDS[self.kind], self.channels), (torch.float32, 1))
+        return [torch.zeros((*sizes, last), dtype=kind, device=like.device) for kind, last in kinds for _ in range(2)]
 
-class RingCache:
-    """Keys and values of one step: `[layers, 1, frames * n, heads, channels]` each, in ring order.
 
-    `origin` is the first frame the stream ever writes: slots before it are empty.
+class Kept:
+    """Keys and values at rest, `[layers, 1, tokens, heads, channels]` each, in rooms as of `CacheShape.resting`."""
+
+    def __init__(self, shape: CacheShape, rooms: Sequence[Tensor]) -> None:
+        self.shape, self.tensors = shape, list(rooms)
+        self.k, self.v = self.tensors[:2]
+        self.scales = self.tensors[2:]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    def parts(self, row: int, place: slice) -> list[Tensor]:
+        """The rooms of some tokens of a layer, each [1, tokens, heads, channels] (or 1 in place of channels)."""
+        return [tensor[row, :, place] for tensor in self.tensors]
+
+    def keep(self, row: int, place: slice, k: Tensor, v: Tensor) -> None:
+        """Put keys and values of a layer into their place."""
+        put(self.parts(row, place), k, v)
+
+    def give(self, row: int, place: slice, k: Tensor, v: Tensor) -> None:
+        """Copy those of a layer into room for their use."""
+        take(self.parts(row, place), k, v)
+
+
+def put(rooms: Sequence[Tensor], k: Tensor, v: Tensor) -> None:
+    """Write keys and values into the rooms of as many tokens."""
+    for number, x in enumerate((k, v)):
+        if len(rooms) == 2:
+            rooms[number].copy_(x)
+        else:
+            keep_small(x, rooms[number], rooms[number + 2])
+
+
+def take(rooms: Sequence[Tensor], k: Tensor, v: Tensor) -> None:
+    """Copy keys and values from the rooms of as many tokens."""
+    for number, x in enumerate((k, v)):
+        if len(rooms) == 2:
+            x.copy_(rooms[number])
+        else:
+            give_back(x, rooms[number], rooms[number + 2])
+
+
+class RingCache(Kept):
+    """Keys and values of one step, of `frames * n` tokens in ring order.
+
+    `origin` is the first frame the stream ever writes: slots before it are empty. `rooms` may be given.
     """
 
-    def __init__(self, shape: CacheShape, like: Tensor, origin: int = 0) -> None:
-        self.shape, self.origin = shape, origin
-        self.k = shape.zeros(shape.ring_tokens, like, shape.layers)
-        self.v = torch.zeros_like(self.k)
+    def __init__(self, shape: CacheShape, like: Tensor, origin: int = 0, rooms: Sequence[Tensor] | None = None) -> None:
+        super().__init__(shape, rooms or shape.resting(shape.ring_tokens, like, shape.layers))
+        self.origin = origin
 
     def place(self, frame: int, frames: int) -> slice:
         """Where in the ring the tokens of a block lie whose first latent frame is `frame`."""
@@ -61,9 +117,7 @@ class RingCache:
     def write(self, layer: int, frame: int, k: Tensor, v: Tensor) -> None:
         """Put a block's tokens into their place, over the oldest ones."""
         place = self.place(frame, k.shape[1] // self.shape.frame_tokens)
-        row = self.shape.row(layer)
-        self.k[row, :, place] = k
-        self.v[row, :, place] = v
+        self.keep(self.shape.row(layer), place, k, v)
 
     def spans(self, end: int, window: int) -> list[slice]:
         """Token ranges of the ring that hold the last `window` frames before frame `end` (-1: all that fit)."""
@@ -77,13 +131,11 @@ class RingCache:
         return [slice(first * n, size * n), slice(0, (first + length - size) * n)]
 
 
-class SinkCache:
+class SinkCache(Kept):
     """Keys (before rotation) and values of the condition tokens, the same for every step: one copy."""
 
     def __init__(self, shape: CacheShape, like: Tensor) -> None:
-        self.shape = shape
-        self.k = shape.zeros(shape.sink_tokens, like, shape.layers)
-        self.v = torch.zeros_like(self.k)
+        super().__init__(shape, shape.resting(shape.sink_tokens, like, shape.layers))
 
     def another(self) -> "SinkCache":
         """A second buffer, for a new sink while blocks in flight still see this one."""
@@ -105,18 +157,29 @@ class Scratch:
     def tensors(self) -> list[Tensor]:
         return [self.k, self.v]
 
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors)
+
     def begin(self, views: "Sequence[StreamView]", layers: range) -> None:
         """A pass is about to start, in which each of these layers serves all these cells, in order."""
 
     def assemble(self, view: "StreamView", layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Put a cell's rotated keys and its values into its ring; give all that the cell may attend to."""
-        view.ring.write(layer, view.frame, k, v)
-        row = view.ring.shape.row(layer)
+        """Put a cell's rotated keys and its values into its ring; give all that the cell may attend to.
+
+        Its own tokens are those that it brings, whatever a ring of a small kind makes of them.
+        """
+        ring, own = view.ring, view.ring.place(view.frame, view.frames)
+        ring.write(layer, view.frame, k, v)
+        row = ring.shape.row(layer)
         end = view.put_sink(layer, self.k, self.v)
         for span in view.spans():
             start, end = end, end + span.stop - span.start
-            self.k[:, start:end] = view.ring.k[row, :, span]
-            self.v[:, start:end] = view.ring.v[row, :, span]
+            ring.give(row, span, self.k[:, start:end], self.v[:, start:end])
+            if ring.scales and span.start <= own.start < span.stop:
+                hole = slice(start + own.start - span.start, start + own.stop - span.start)
+                self.k[:, hole] = k
+                self.v[:, hole] = v
         return self.k[:, :end], self.v[:, :end]
 
 
@@ -151,18 +214,13 @@ class StreamCaches:
     @property
     def nbytes(self) -> int:
         """Bytes on the device that computes."""
-        held = [self.sink.k, self.sink.v, *self.scratch.tensors]
-        held += [tensor for ring in self.rings for tensor in (ring.k, ring.v)]
-        return sum(tensor.nbytes for tensor in held)
+        return self.sink.nbytes + sum(ring.nbytes for ring in self.rings) + self.scratch.nbytes
 
     def held(self) -> dict[str, tuple[int, int]]:
         """Bytes by part, (on the device, in host memory); a sink that a block in flight still sees is counted."""
-        sinks = sum(sink.k.nbytes + sink.v.nbytes for sink in self._sinks)
-        return {
-            "caches": (sum(ring.k.nbytes + ring.v.nbytes for ring in self.rings), 0),
-            "sink": (sinks, 0),
-            "scratch": (sum(tensor.nbytes for tensor in self.scratch.tensors), 0),
-        }
+        sinks = sum(sink.nbytes for sink in self._sinks)
+        rings = sum(ring.nbytes for ring in self.rings)
+        return {"caches": (rings, 0), "sink": (sinks, 0), "scratch": (self.scratch.nbytes, 0)}
 
 
 @runtime_checkable
@@ -180,9 +238,7 @@ class SinkView:
     turns: Complex64[Tensor, "tokens pairs"]
 
     def exchange(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        row = self.sink.shape.row(layer)
-        self.sink.k[row] = k
-        self.sink.v[row] = v
+        self.sink.keep(self.sink.shape.row(layer), slice(None), k, v)
         return rotate(q, self.turns), rotate(k, self.turns), v
 
 
@@ -219,6 +275,10 @@ class StreamView:
     def put_sink(self, layer: int, k: Tensor, v: Tensor) -> int:
         """Write the sink, rotated for this cell, to the front of some room; returns where it ends."""
         row, end = self.sink.shape.row(layer), self.sink.k.shape[2]
-        k[:, :end] = rotate(self.sink.k[row], self.sink_turns)
-        v[:, :end] = self.sink.v[row]
+        if self.sink.scales:
+            self.sink.give(row, slice(None), k[:, :end], v[:, :end])
+            k[:, :end] = rotate(k[:, :end], self.sink_turns)
+        else:
+            k[:, :end] = rotate(self.sink.k[row], self.sink_turns)
+            v[:, :end] = self.sink.v[row]
         return end

@@ -23,7 +23,7 @@ from liveavatar.models.dit.context import FramePacker, Grid, tokens
 from liveavatar.models.dit.prepared import Prepared, PreparedPrompt, PreparedSteps, PreparedVoice
 from liveavatar.models.dit.residency import Part, Residency, Resident
 from liveavatar.models.dit.spread import Alone, Spread
-from liveavatar.models.dit.state import CellInput, CellState, SinkInput, Unit, parameters_dtype
+from liveavatar.models.dit.state import CellInput, CellState, SinkInput, Stretches, Unit, parameters_dtype
 from liveavatar.ops.embed import linear_float32, modulate, plain_norm, sinusoid, unpatchify
 
 __all__ = ["AvatarDiT", "Embed", "Head", "Residency", "Resident"]
@@ -140,11 +140,14 @@ class Head(Unit):
         shift, scale = (self.modulation.float().unsqueeze(1) + time.unsqueeze(2)).unbind(2)
         return linear_float32(modulate(plain_norm(x.float(), self.eps), shift, scale), self.head)
 
+    stretches: ClassVar[Stretches] = (values,)
+
     def forward(self, state: CellState) -> CellState:
         assert state.time is not None
         _, _, frames, h, w = state.cell.latents.shape
-        values = state.share.gather(self.values(state.hidden, state.time))
-        picture = unpatchify(values, frames, h // 2, w // 2)
+        (values,) = self.stretches
+        found = state.share.gather(values(self, state.hidden, state.time))
+        picture = unpatchify(found, frames, h // 2, w // 2)
         state.output = picture.to(state.cell.latents.dtype)
         return state
 
@@ -154,8 +157,8 @@ class AvatarDiT(nn.Module):
 
     Keywords carry the names of the published `config.json`. Weights may be built on `meta`; a strategy brings them to
     life. With `hoist`, conditioning is prepared ahead of the cells, the voices of so many blocks in one pass, by parts
-    that move by themselves; a strategy that lends weights inside a unit's own forward only sets it to 0. Raises
-    ValueError for sizes that cannot work.
+    that move by themselves; a strategy that lends weights inside a unit's own forward only sets it to 0. `cache_kind`
+    `fp8` or `int8` lets keys and values rest in one byte a number. Raises ValueError for sizes that cannot work.
     """
 
     def __init__(
@@ -216,6 +219,7 @@ class AvatarDiT(nn.Module):
         self.spread: Spread = Alone()
         self.stage = range(num_layers)
         self.hoist = 1
+        self.cache_kind: str | None = None
 
     @property
     def head_dim(self) -> int:
@@ -268,6 +272,7 @@ class AvatarDiT(nn.Module):
             sink_tokens=grid.sink_tokens,
             frames=frames,
             first_layer=self.stage.start,
+            kind=self.cache_kind,
         )
 
     def prepare(self, made: Sequence[Prepared], then: Sequence[str] | None = None) -> None:

@@ -1,8 +1,8 @@
 """What travels through the units: the inputs of one cell (or of a sink prefill) and the state that units pass on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,12 @@ from liveavatar.models.dit.cache import CacheView
 from liveavatar.models.dit.context import Grid
 from liveavatar.models.dit.prepared import Prepared, PreparedPrompt, PreparedVoice
 from liveavatar.models.dit.spread import Segment, Share, Whole, segments
+
+Stretches = tuple[Callable[..., Any], ...]
+"""Functions of a module and of tensors alone, without a trace beside what they return: what may be compiled as it is.
+
+A module keeps them in `stretches` and calls what it finds there: those of its class, or others that compute the same.
+"""
 
 
 @dataclass(frozen=True)
