@@ -19,7 +19,6 @@ ABOUTS = {
     "fsdp2_reference": "FSDP2, blocks wrapped as upstream does",
     "fsdp2_units": "FSDP2, every unit wrapped",
     "fsdp2_offload": "FSDP2 with CPUOffloadPolicy, prefetch 1",
-    "diagonal": "ours: diagonal_pipeline",
     "diagonal_stage": "one stage of diagonal_pipeline alone, with its activation hop",
     "accelerate": "accelerate cpu_offload, a unit at a time",
     "diffusers_leaf": "diffusers group offload by leaves (streams on a GPU)",

@@ -118,7 +118,7 @@ def cpu_rows(device: str = "cpu", shape: str = "small", short: bool = False) -> 
     ground = Ground(device, "tiny" if short else shape, "float32", ("64*64",), warm=1, blocks=1 if short else 2)
     found = [*_cpu_weights(ground, short), *_cpu_full(ground, short)]
     mid = {"shape": "tiny" if short else "mid", "size": "64*64"}
-    for dtype, times in (("float32", 5),) if short else (("float32", 5), ("bfloat16", 3)):
+    for dtype, times in (("float32", 3),) if short else (("float32", 3), ("bfloat16", 2)):
         about = "a cell against the matrix products and attention that it makes itself, run bare, in turn"
         found.append(plain(ground, "cell", f"cell.{dtype}", "cell", dtype=dtype, about=about, times=times, **mid))
     about = "where the time of a cell goes"
@@ -152,7 +152,7 @@ def _cpu_full(ground: Ground, short: bool) -> Iterator[Row]:
     yield stream(ground, "full", "stream_k4", size, label="stream_k4+ring", kv="host", **once)
     for kv, label in (("reference", "+reference"), ("host", "+ring")):
         yield stream(ground, "full", "accelerate", size, label=f"accelerate{label}", kv=kv, **once)
-    for way in ("stream_peers", "diagonal", "fsdp2_reference", "fsdp2_units", "fsdp2_offload"):
+    for way in ("stream_peers", "fsdp2_reference", "fsdp2_units", "fsdp2_offload"):
         blocks: dict[str, Any] = {"blocks": 1, "warm": 1} if way.startswith("fsdp2") else {}
         yield stream(ground, "full", way, size, label=f"{way}_x2", ranks=2, **once, **blocks)
     for stage in range(4):

@@ -30,7 +30,7 @@ from liveavatar.sampling.stages import layer_table
 from liveavatar.strategies.base import Traffic, place_resident
 from liveavatar.strategies.fsdp import FsdpFull, HsdpOffload
 from liveavatar.strategies.kv import HostCaches
-from liveavatar.strategies.pipeline import DiagonalPipeline, layer_costs
+from liveavatar.strategies.pipeline import layer_costs
 from liveavatar.strategies.single import SingleDevice
 from liveavatar.strategies.stream import FsdpStream
 
@@ -255,7 +255,6 @@ def kinds() -> dict[str, Callable[[Setting], Way]]:
         "fsdp2_reference": lambda setting: Fsdp2(setting, FsdpFull(wrap="reference")),
         "fsdp2_units": lambda setting: Fsdp2(setting, FsdpFull()),
         "fsdp2_offload": lambda setting: Fsdp2(setting, HsdpOffload()),
-        "diagonal": lambda setting: Ours(setting, DiagonalPipeline()),
         "diagonal_stage": Alone,
         **streams,
         **peers.kinds(),

@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 
 from liveavatar.benching.abouts import ABOUTS, PLANS
+from liveavatar.benching.conduct import Turn
+from liveavatar.benching.rows import Row, gpu_rows
 from liveavatar.benching.sizes import keywords
-from liveavatar.benching.summary import compared
+from liveavatar.benching.summary import compared, summarise
+from liveavatar.benching.table import markdown
 from liveavatar.memory.sizes import DitSizes, Picture
 from tests.bench.jobs import JOB
 
@@ -46,9 +49,21 @@ def _cases() -> dict[str, dict[str, Any]]:
     found["profile"] = {"kind": "profile"}
     found["cell"] = {"kind": "cell", "times": 1}
     found["cut"] = {"kind": "cell", "times": 1, "layers": 2}
-    found["machine"] = {"kind": "machine", "link_bytes": 4096, "product": [8, 8, 8], "products": ["float32"]}
     found["nowhere"] = {"way": "teleport"}
     return found
+
+
+CARD = (
+    "full.resident", "full.resident,24g", "full.stream_k4_auto+ring,24g", "full.double_buffer+reference,24g",
+    "full.diffusers_leaf+ring,24g", "full.fsdp2_offload+reference,24g", "machine",
+    *(f"full.diagonal_stage{stage}" for stage in range(4)),
+)  # fmt: skip
+"""Rows of the card's suite that are played here without one."""
+
+
+def _card_rows() -> list[Row]:
+    rows = {row.name: row for row in gpu_rows("cpu", "tiny", "bfloat16", short=True)}
+    return [rows[name] for name in CARD]
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +71,10 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Outcomes by case; `latents` is where the blocks lie."""
     folder = tmp_path_factory.mktemp("ways")
     cases = {name: JOB | {"latents": str(folder / f"{name}.safetensors")} | more for name, more in _cases().items()}
+    (folder / "latents").mkdir()
+    for row in _card_rows():
+        place = folder / "latents" / f"{Turn(row, 0).stem}.safetensors"
+        cases[row.name] = row.job | {"threads": 1, "latents": str(place)}
     jobs, out = folder / "jobs.json", folder / "out.json"
     jobs.write_text(json.dumps(list(cases.values())))
     command = [sys.executable, "-m", "tests.bench.jobs", str(jobs), str(out)]
@@ -146,6 +165,24 @@ def test_a_stage_alone_pays_for_its_hop(ran: dict[str, dict[str, Any]]) -> None:
     assert all(stage["s_per_cell"] > 0 for stage in stages)
 
 
+def test_rows_of_the_card_come_down_to_the_table(ran: dict[str, dict[str, Any]]) -> None:
+    rows, folder = _card_rows(), ran["full.resident"]["latents"].parent.parent
+    summaries = summarise(rows, {(row.name, 0): ran[row.name] for row in rows}, {}, folder)
+    told = {row["row"]: row for row in summaries}
+    assert {row["status"] for row in summaries} == {"ok"}, summaries
+    for name in CARD[1:6]:
+        assert told[name]["bitwise"] is True
+        assert told[name]["x_over"] > 0
+    assert told["full.stream_k4_auto+ring,24g"]["resident_blocks"] == SIZES.layers
+    assert told["full.diagonal_x4_composed"]["s_per_cell"] == max(told[name]["s_per_cell"] for name in CARD[-4:])
+    text = markdown(summaries, {"command": "here"})
+    for title in ("× resident", "caches in / cell MB", "hidden / cell MB", "blocks resident", "same bits"):
+        assert f" {title} |" in text
+    lines = [line for line in text.splitlines() if line.startswith("| full.")]
+    assert len(lines) == len(CARD)  # all but the machine, and the composed one
+    assert len({line.count("|") for line in lines}) == 1
+
+
 def test_where_a_cell_spends_its_time_adds_up(ran: dict[str, dict[str, Any]]) -> None:
     shares = {name: value for name, value in _found(ran, "profile").items() if name.startswith("share_")}
     assert sum(shares.values()) == pytest.approx(1)
@@ -161,7 +198,7 @@ def test_a_cell_is_set_beside_its_own_products(ran: dict[str, dict[str, Any]]) -
 def test_the_machine_is_measured(ran: dict[str, dict[str, Any]]) -> None:
     found = _found(ran, "machine")
     assert found["host_copy_gbs"] > 0
-    assert found["float32_tflops"] > 0
+    assert found["bfloat16_tflops"] > 0
 
 
 def test_a_row_that_breaks_is_an_outcome(ran: dict[str, dict[str, Any]]) -> None:
