@@ -72,7 +72,7 @@ def table(folder: Path, shown: Mapping[str, str]) -> str:
     lines = ["| run | " + " | ".join(shown.values()) + " |", "| --- |" + " ---: |" * len(shown)]
     for row in _rows(folder):
         cells = [_told(_value(row, key, words)) for key, words in shown.items()]
-        lines.append(f"| {row.label} | " + " | ".join(cells) + " |")
+        lines.append(f"| {_label(row)} | " + " | ".join(cells) + " |")
     broken = gather(folder).broken
     lines += ["", "Left out:", ""] if broken else []
     lines += [f"- `{name}`: {reason.splitlines()[0] if reason else ''}" for name, reason in broken.items()]
@@ -92,7 +92,7 @@ def draw(folder: Path, shown: Mapping[str, str], path: Path) -> None:
         panel.barh(range(len(rows)), [value or 0 for value in values], color="#4477aa", height=0.62)
         for place, value in enumerate(values):
             panel.text(value or 0, place, f" {_told(value)}", va="center", fontsize=8, color="#1c2430")
-        panel.set_yticks(range(len(rows)), [row.label for row in rows] if number % columns == 0 else [""] * len(rows))
+        panel.set_yticks(range(len(rows)), [_label(row) for row in rows] if number % columns == 0 else [""] * len(rows))
         panel.invert_yaxis()
         panel.margins(x=0.22)
         panel.set_title(words, fontsize=9, loc="left")
@@ -101,6 +101,12 @@ def draw(folder: Path, shown: Mapping[str, str], path: Path) -> None:
     for panel in panels[len(shown) :]:
         panel.axis("off")
     figure.savefig(path, dpi=130)
+
+
+def _label(row: Row) -> str:
+    """What was asked for, as a member's folder says it: 1-sampler.steps=2 is steps=2."""
+    key, sign, value = row.name.partition("-")[2].partition("=")
+    return f"{key.rpartition('.')[2]}={value}" if sign else row.label
 
 
 def _value(row: Row, key: str, words: str) -> float | None:

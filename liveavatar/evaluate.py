@@ -121,19 +121,40 @@ def score(
     return found | suite.values(), {name: about.row() for name, about in suite.abouts.items()}
 
 
-def _table(told: Mapping[str, Any]) -> Any:
-    from rich.table import Table
+SKIPPED = "skipped: "
 
-    table = Table("metric", *(Path(name).name for name in told["videos"]), "scale", "better")
+
+def _table(told: Mapping[str, Any]) -> Any:
+    """All that was measured; what was skipped is told below it (`_reasons`), where there is room for the reason."""
+    from rich.table import Column, Table
+
+    table = Table(Column("metric", no_wrap=True), *(Path(name).name for name in told["videos"]), "scale", "better")
     names = dict.fromkeys(key for row in told["videos"].values() if not isinstance(row, str) for key in row)
     for name in names:
-        cells = []
-        for row in told["videos"].values():
-            value = row if isinstance(row, str) else row.get(name, "")
-            cells.append(f"{value:.4g}" if isinstance(value, float) else str(value))
+        values = [row if isinstance(row, str) else row.get(name, "") for row in told["videos"].values()]
+        if all(isinstance(value, str) and value.startswith(SKIPPED) for value in values):
+            continue
+        cells = ["skipped" if str(value).startswith(SKIPPED) else _said(value) for value in values]
         about = told["about"].get(name, {})
         table.add_row(name, *cells, about.get("scale", ""), about.get("direction", ""))
     return table
+
+
+def _said(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _reasons(told: Mapping[str, Any]) -> list[str]:
+    """Each reason for which something was skipped, once, with what it was."""
+    found: dict[str, dict[str, None]] = {}
+    for video, row in told["videos"].items():
+        if isinstance(row, str):
+            found.setdefault(row.removeprefix(SKIPPED), {})[Path(video).name] = None
+            continue
+        for name, value in row.items():
+            if isinstance(value, str) and value.startswith(SKIPPED):
+                found.setdefault(value.removeprefix(SKIPPED), {})[name] = None
+    return [f"skipped {', '.join(names)}: {reason}" for reason, names in found.items()]
 
 
 def _main(cfg: DictConfig) -> None:
@@ -144,7 +165,10 @@ def _main(cfg: DictConfig) -> None:
         if cfg.json is not None:
             text = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
             Path(str(cfg.json)).expanduser().write_text(text, encoding="utf-8")
-        Console().print(_table(told))
+        console = Console()
+        console.print(_table(told))
+        for line in _reasons(told):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     except KeyboardInterrupt:
         sys.exit(130)
     except ValueError as error:

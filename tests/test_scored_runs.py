@@ -151,3 +151,21 @@ def test_the_command_takes_another_sound_and_a_reference(tmp_path: Path) -> None
     assert done.returncode == 2
     assert "audio=" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_reasons_stand_below_the_table_in_full(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    from liveavatar import evaluate as command
+
+    file = written(tmp_path / "a.mp4", moving(14))
+    (tmp_path / "b.mp4").write_bytes(b"nothing")
+    told = evaluate(compose("evaluate", [f"video={tmp_path}", "jobs=1", "metrics=weights", f"reference={file}"]))
+    Console(width=100).print(command._table(told))
+    table, lines = capsys.readouterr().out, command._reasons(told)
+    assert "quality/luma" in table
+    assert "reference/lpips" not in table  # nowhere measured
+    assert any("sync/sync_c" in line and line.endswith("metrics.meters.sync.weights is not set: name there SyncNet, "
+                                                       "syncnet_v2.model") for line in lines)  # fmt: skip
+    assert sum("metrics.meters.fid.weights" in line for line in lines) == 1
+    assert any(line.startswith("skipped b.mp4: ") for line in lines)

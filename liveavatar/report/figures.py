@@ -156,7 +156,10 @@ def _scale(low: float, high: float) -> Any:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    return ScalarMappable(Normalize(low, high if high > low else low + 1e-9), colormaps["viridis"])
+    least = 0.05 * max(abs(low), abs(high), 1e-9)  # what is as good as equal has one colour
+    if high - low < least / 50:
+        low, high = low - least, high + least
+    return ScalarMappable(Normalize(low, high), colormaps["viridis"])
 
 
 def _bars(axes: Sequence[Any], theme: Theme, rows: Sequence[Row], quality: str | None) -> None:
