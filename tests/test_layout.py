@@ -18,19 +18,19 @@ LONGEST = 300
 
 _IMPORT = f"""
 import sys, time
-began = time.perf_counter()
+began = time.process_time()
 import liveavatar
-seconds = time.perf_counter() - began
+seconds = time.process_time() - began
 heavy = [name for name in {(*HEAVY, "hydra", "omegaconf", "numpy")!r} if name in sys.modules]
 print(seconds, *heavy)
 """
 
 _HELP = f"""
 import atexit, runpy, sys, time
-began = time.perf_counter()
+began = time.process_time()
 def told():
     heavy = [name for name in {HEAVY!r} if name in sys.modules]
-    sys.stderr.write(f"told {{time.perf_counter() - began}} {{' '.join(heavy)}}\\n")
+    sys.stderr.write(f"told {{time.process_time() - began}} {{' '.join(heavy)}}\\n")
 atexit.register(told)
 sys.argv = ["liveavatar.infer", "--help"]
 runpy.run_module("liveavatar.infer", run_name="__main__", alter_sys=True)
@@ -38,7 +38,7 @@ runpy.run_module("liveavatar.infer", run_name="__main__", alter_sys=True)
 
 
 def _best(code: str, folder: Path, mark: str = "") -> tuple[float, list[str], str]:
-    """Fewest seconds of three fresh interpreters, the heavy modules they loaded, and what they printed."""
+    """Fewest seconds of computing of three fresh interpreters, the heavy modules they loaded, and what they printed."""
     found = []
     for _ in range(3):
         done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
