@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from liveavatar.assemble import assemble
-from liveavatar.checkpoint.keymap_encoders import TEXT, TEXT_TRANSFORMERS, VAE
+from liveavatar.checkpoint.keymap_encoders import TEXT, TEXT_TRANSFORMERS, VAE, VAE_DIFFUSERS
 from liveavatar.checkpoint.listing import Noted, hashed, write_listing
 from liveavatar.checkpoint.published import DIT_STEM, SPEECH_FOLDER, TEXT_FILE, VAE_FILE
 from liveavatar.config import compose
@@ -53,8 +53,9 @@ def _of_the_libraries(base: Path) -> None:
     ours = {TEXT.to_ours(name): tensor for name, tensor in text.items()}
     kept = {TEXT_TRANSFORMERS.to_published(name): tensor for name, tensor in ours.items() if name is not None}
     write_shards(base / "text_encoder", "model", kept, 2)
-    names = {VAE.to_ours(name): tensor for name, tensor in vae.items()}
-    write_shards(base / "vae", DIT_STEM, {name: tensor for name, tensor in names.items() if name is not None}, 1)
+    named = {VAE.to_ours(name): tensor for name, tensor in vae.items()}
+    kept = {VAE_DIFFUSERS.to_published(name): tensor for name, tensor in named.items() if name is not None}
+    write_shards(base / "vae", DIT_STEM, kept, 1)
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ class Way:
     hoist: bool = True
     wide: bool = False
     kind: str | None = None
+    cache: str | None = None
 
 
 PLAIN = Way("plain", "replicated", backend=None)
@@ -65,6 +66,16 @@ WAYS: dict[int, tuple[Way, ...]] = {
         Way("layers", "diagonal_pipeline"),
         Way("steps", "timestep_pipeline"),
         Way("lockstep", "timestep_pipeline", {"source": "peers"}),
+        Way("small plain", "replicated", backend=None, kind="int8"),
+        Way("small peers", "fsdp_stream", {"source": "peers"}, backend=None, kind="int8"),
+        Way("small shards", "fsdp_full", backend=None, kind="int8"),
+        Way("fp8 plain", "replicated", backend=None, kind="fp8"),
+        Way("fp8 shards", "fsdp_full", backend=None, kind="fp8"),
+        Way("cached plain", "replicated", backend=None, cache="fp8"),
+        Way("cached layers", "diagonal_pipeline", {"caches": "host"}, backend=None, cache="fp8"),
+        Way("cached steps", "timestep_pipeline", backend=None, cache="fp8"),
+        Way("cached full", "fsdp_full", backend=None, cache="fp8"),
+        Way("cached shared", "replicated", backend=None, cache="fp8", ulysses=2),
         Way("shared plain", "replicated", backend=None, ulysses=2),
         Way("shared", "replicated", ulysses=2),
     ),
@@ -77,6 +88,7 @@ def latents(way: Way) -> tuple[Tensor | None, dict[str, Any]]:
     strategy = launched(KINDS[way.strategy](timeout_s=TIMEOUT_S, **way.options), int(os.environ["WORLD_SIZE"]))
     model = meta_dit(**(WIDE if way.wide else {}))
     model.hoist = int(way.hoist and strategy.hoists)
+    model.cache_kind = way.cache
     source: TensorSource = RandomWeights(0)
     if way.kind is not None:
         source = quantised(source, way.kind, quantise_linears(model, way.kind))

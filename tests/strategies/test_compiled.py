@@ -41,7 +41,11 @@ def _read(folder: Path, way: Way, rank: int) -> tuple[Tensor | None, dict[str, A
 
 
 def _truth(way: Way) -> str:
-    return "small plain" if way.kind else "shared plain" if way.ulysses > 1 else "plain"
+    if way.cache:
+        return "cached plain"
+    if way.kind:
+        return "fp8 plain" if way.name.startswith("fp8") else "small plain"
+    return "shared plain" if way.ulysses > 1 else "plain"
 
 
 @pytest.mark.parametrize(("world", "way"), RUNS)
@@ -52,6 +56,8 @@ def test_what_is_traced_gives_the_same_latents(reports: dict[int, Reports], worl
         assert expected is not None
         if found is None:
             assert rank > 0  # a rank of a pipeline that finishes nothing
+        elif way.cache and way.ulysses > 1:  # a last bit may turn the rounding of a number in the cache
+            assert float((found - expected).norm() / expected.norm()) < 1e-3
         elif way.wide:
             assert found.isfinite().all()
             assert not torch.equal(found, expected)  # a model of more layers
