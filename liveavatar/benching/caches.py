@@ -69,7 +69,7 @@ class AwayRing(RingCache):
 
     def __init__(self, shape: CacheShape, like: Tensor, origin: int) -> None:
         super().__init__(shape, torch.empty(0, dtype=like.dtype), origin)
-        self.stored = (self.k, self.v)
+        self.stored = tuple(self.tensors)
 
 
 class WholeMoves(Scratch):
@@ -97,7 +97,7 @@ class WholeMoves(Scratch):
         for stored, near in zip(self.here.stored, self.near, strict=True):
             near.copy_(stored)
             self.traffic.caches_in += near.nbytes
-        self.here.k, self.here.v = self.near
+        self.here.tensors = list(self.near)
 
 
 class ReferenceCaches(StreamCaches):

@@ -61,8 +61,19 @@ class Kept:
 
     def __init__(self, shape: CacheShape, rooms: Sequence[Tensor]) -> None:
         self.shape, self.tensors = shape, list(rooms)
-        self.k, self.v = self.tensors[:2]
-        self.scales = self.tensors[2:]
+
+    @property
+    def k(self) -> Tensor:
+        return self.tensors[0]
+
+    @property
+    def v(self) -> Tensor:
+        return self.tensors[1]
+
+    @property
+    def scales(self) -> list[Tensor]:
+        """Of keys and of values; none where they rest as they are used."""
+        return self.tensors[2:]
 
     @property
     def nbytes(self) -> int:
