@@ -65,6 +65,7 @@ def test_each_request_leaves_what_a_run_of_its_own_would_leave(folder: Path, mon
     for name in ("0001-me", "0002-you"):
         here = folder / "out" / name
         files = {
+            "about.json",
             "avatar.mp4",
             "config.yaml",
             "latents.safetensors",

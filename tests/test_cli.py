@@ -53,7 +53,8 @@ def test_a_run_ends_well_and_says_what_it_did(finished: tuple[Path, Any]) -> Non
     out, done = finished
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in out.iterdir() if path.name != "memory.png") == [
-        "avatar.mp4", "config.yaml", "latents.safetensors", "memory.json", "metrics.json", "metrics.jsonl", "run.log",
+        "about.json", "avatar.mp4", "config.yaml", "latents.safetensors", "memory.json", "metrics.json",
+        "metrics.jsonl", "run.log",
     ]  # fmt: skip
     for words in ("weights: random", "100×90 → 64×64", "frames/s end to end", "avatar.mp4"):
         assert words in done.stderr

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch._subclasses.fake_tensor import is_fake
 
 from liveavatar.intake import SpeechSettings
 from liveavatar.media.mp4 import Mp4Writer
@@ -25,7 +26,7 @@ def _tensor_bytes() -> int:
     gc.collect()
     storages = {}
     for thing in gc.get_objects():
-        if issubclass(type(thing), torch.Tensor) and not thing.is_meta:
+        if issubclass(type(thing), torch.Tensor) and not thing.is_meta and not is_fake(thing):
             storages[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
     return sum(storages.values())
 
