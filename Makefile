@@ -15,7 +15,7 @@ demo: $(VENV)/installed
 	$(RUN) -m liveavatar.infer +strategy=fsdp_stream output.dir=outputs/demo
 
 test: $(VENV)/installed
-	$(RUN) -m pytest -m 'not slow'
+	$(RUN) -m pytest -m 'not slow' -n auto --maxprocesses 4 --dist loadfile
 
 bench: $(VENV)/installed
 	$(RUN) -m liveavatar.bench suite=cpu short=true

@@ -26,6 +26,7 @@ from liveavatar.intake import Parts, check_request
 from liveavatar.memory.attend import WatchedSource
 from liveavatar.memory.explain import explained, foresee
 from liveavatar.memory.given import GB, SMALL, Setup
+from liveavatar.memory.heap import keep_pages
 from liveavatar.memory.plan import suited
 from liveavatar.memory.profiler import MemoryProfiler, Peaks, ProfileSettings
 from liveavatar.metrics.speed import SpeedMeter
@@ -92,6 +93,8 @@ def load(cfg: DictConfig, chosen: Chosen, directory: Path | None = None) -> Load
     began = time.perf_counter()
     strategy, sampler, source = chosen.strategy, chosen.sampler, chosen.source
     rank, world = chosen.fabric.global_rank, chosen.fabric.world_size
+    if strategy.device.type == "cpu":
+        keep_pages()
     memory = MemoryProfiler(strategy.device, chosen.profile, rank=rank)
     with explained(memory, cfg, directory), strategy.watched():
         foresee(memory, cfg, world)

@@ -86,7 +86,7 @@ def _to_streamable(
 def _to_published(
     cfg: DictConfig, to: Path, source: TensorSource, modules: Mapping[str, nn.Module], dtypes: Sequence[torch.dtype]
 ) -> None:
-    from liveavatar.checkpoint.export import wanted, write_safetensors
+    from liveavatar.checkpoint.export import left_to_write, wanted, write_safetensors
     from liveavatar.checkpoint.keymap_dit import DIT
     from liveavatar.checkpoint.keymap_encoders import SPEECH, TEXT_TRANSFORMERS, VAE_DIFFUSERS
     from liveavatar.checkpoint.published import BASE, DIT_STEM, SPEECH_FOLDER
@@ -102,14 +102,21 @@ def _to_published(
     kinds = {name: dtypes[0] if name == "dit" else dtypes[1] for name in lists}
     total = sum(each.shape.numel() * kinds[name].itemsize for name, tensors in lists.items() for each in tensors)
     to.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(to).free
-    if total > free:
-        raise ValueError(f"to={to} needs {total / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free: make room")
+    shard_bytes, free = int(cfg.shard_gb * 1e9), shutil.disk_usage(to).free
+    left = sum(
+        left_to_write(places[name][0], places[name][1], tensors, kinds[name], shard_bytes)
+        for name, tensors in lists.items()
+    )
+    if left > free:
+        raise ValueError(
+            f"to={to} needs {left / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free: make room, or name a "
+            "folder on another disk"
+        )
     with _Progress(total) as progress:
         for name, tensors in lists.items():
             progress.at(name)
             folder, stem, _, _ = places[name]
-            write_safetensors(folder, stem, tensors, source, kinds[name], int(cfg.shard_gb * 1e9), progress.add)
+            write_safetensors(folder, stem, tensors, source, kinds[name], shard_bytes, progress.add)
     _tokenizer(cfg, base)
 
 

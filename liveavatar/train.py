@@ -24,8 +24,13 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     Raises ValueError, naming the key, for a configuration or data that cannot work, FloatingPointError when the loss
     is no number any more, and OSError when the last checkpoint cannot be written.
     """
+    from liveavatar.bare import furnish
+
+    missing = furnish(media=True)
     from liveavatar.training.assembly import train as run  # torch and Lightning are loaded here, and not for --help
 
+    if missing:
+        logging.getLogger("liveavatar").info("without %s: no videos among the previews", ", ".join(missing))
     return run(cfg)
 
 

@@ -11,8 +11,6 @@ both ways in turn; with one cache each block waits for the one before it: one ce
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import statistics
 import tempfile
 import time
@@ -23,6 +21,7 @@ from typing import Any
 import torch
 
 from experiments.long_stream.run import long_voice
+from experiments.tables import save
 from liveavatar.assemble import Run, assemble
 from liveavatar.config import compose, make
 from liveavatar.metrics.suite import Piece
@@ -120,13 +119,8 @@ def main() -> None:
                     curves[kind].append(curve)
     print(table(rows))
     if given.out:
-        given.out.mkdir(parents=True, exist_ok=True)
-        with (given.out / "results.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+        save(given.out, rows, stamp("cpu", 1, 1), digits=".5g")
         (given.out / "table.md").write_text(table(rows) + "\n")
-        (given.out / "stamp.json").write_text(json.dumps(stamp("cpu", 1, 1), indent=1) + "\n")
         draw(given.out / "curves.png", curves)
 
 

@@ -67,8 +67,7 @@ class Model:
 
     def __call__(self, request: AvatarRequest) -> Frames:
         """All frames of the video of a request."""
-        pieces = [chunk.frames for chunk in self.run.session.run(request)]
-        return as_bytes(torch.cat(pieces))
+        return np.concatenate([as_bytes(chunk.frames) for chunk in self.run.session.run(request)])
 
     def close(self) -> None:
         self.run.close()

@@ -9,8 +9,6 @@ Each writes its own table, and a part that is run again replaces its table.
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -21,11 +19,13 @@ import torch
 
 from experiments.embedded.cases import SIZE, Case, Frames, Model, as_bytes, cases
 from experiments.embedded.measures import measure, pearson
+from experiments.embedded.settings import figure, settings
+from experiments.tables import markdown, save
 from liveavatar.metrics import toon, toon_prompt
 from liveavatar.sampling.decoding import StreamDecoding
 from liveavatar.tracking import stamp
-from liveavatar.training.data import Talk
 from liveavatar.training.latents import encode_talk
+from liveavatar.training.sources import Talk
 from liveavatar.training.toon.prompts import Attributes, write_prompt
 
 log = logging.getLogger("embedded")
@@ -133,30 +133,6 @@ def _reader(kind: str) -> Callable[[Frames, np.ndarray], str]:
     return {"emotion": toon_prompt.emotion, "light": toon_prompt.light}[kind]
 
 
-SETTINGS = {
-    "1 step": ["sampler.steps=1"],
-    "2 steps": ["sampler.steps=2"],
-    "3 steps": ["sampler.steps=3"],
-    "4 steps": [],
-    "8 steps": ["sampler.steps=8"],
-    "4 steps, clips decoded (rollout=clipwise)": ["rollout=clipwise"],
-    "4 steps, ring of 6 latents": ["rollout.cache_frames=6"],
-    "4 steps, sink 100 frames away": ["rollout.sink_distance=[100,100]"],
-}
-
-
-def settings(weights: list[str], folder: Path, count: int, seconds: float) -> list[Row]:
-    """The same people with other sampling settings."""
-    people, rows = cases(folder, count, seconds), []
-    for label, given in SETTINGS.items():
-        model = Model([*weights, *given])
-        began = time.process_time()
-        row = _scored(label, people, lambda case, model=model: model(case.request(case.clip.seed)))
-        rows.append(row | {"cpu_s_per_video_s": (time.process_time() - began) / (count * seconds)})
-        model.close()
-    return rows
-
-
 def endurance(weights: list[str], folder: Path, seconds: float) -> list[Row]:
     """One long voice: the first and the last 15 % of the video, figure by figure."""
     case, model = cases(folder, 1, seconds, first=900)[0], Model(weights)
@@ -179,23 +155,10 @@ def endurance(weights: list[str], folder: Path, seconds: float) -> list[Row]:
 
 
 def write(out: Path, part: str, rows: Sequence[Row], given: argparse.Namespace) -> None:
-    """The table as CSV and Markdown, and what it was made on."""
-    out.mkdir(parents=True, exist_ok=True)
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    with (out / f"{part}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    """The table, and what it was made on."""
     about = stamp("cpu", torch.get_num_threads(), 1) | {"weights": given.weights or "bundle", "part": part}
-    (out / f"{part}.json").write_text(json.dumps(about, indent=1, default=str) + "\n")
-    shown = [[_cell(row.get(column, "")) for column in columns] for row in rows]
-    lines = ["| " + " | ".join(line) + " |" for line in ([columns, ["---"] * len(columns), *shown])]
-    (out / f"{part}.md").write_text("\n".join(lines) + "\n")
-    log.info("%s", "\n".join(lines))
-
-
-def _cell(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    save(out, rows, about, f"{part}.csv", f"{part}.json")
+    log.info("%s", markdown(rows, ".3g"))
 
 
 def main() -> None:
@@ -212,10 +175,12 @@ def main() -> None:
     rows = {
         "talk": lambda: talk(weights, folder, given.count, given.seconds),
         "text": lambda: text(weights, folder, given.count),
-        "settings": lambda: settings(weights, folder, given.count, given.seconds),
+        "settings": lambda: settings(weights, folder, given.count, given.seconds, _scored),
         "endurance": lambda: endurance(weights, folder, given.seconds),
     }[given.part]()
     write(given.out, given.part, rows, given)
+    if given.part == "settings":
+        figure(given.out / "settings.png", rows)
 
 
 if __name__ == "__main__":

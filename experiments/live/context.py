@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import liveavatar
-from experiments.live.table import write
+from experiments.tables import write
 from liveavatar.config import asset
 from liveavatar.live.avatar import Avatar
 from liveavatar.media.audio import Voice, load_voice

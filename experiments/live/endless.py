@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 import liveavatar
-from experiments.live.table import write
+from experiments.tables import write
 from liveavatar.live.avatar import Avatar
 from liveavatar.live.settings import LiveSettings
 from liveavatar.memory.readings import Resident

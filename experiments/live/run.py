@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 import liveavatar
-from experiments.live.table import write
+from experiments.tables import write
 from liveavatar.config import asset
 from liveavatar.live.avatar import Avatar
 from liveavatar.live.session import LiveSession

@@ -3,53 +3,57 @@
     python -m experiments.loading.run --folder /tmp/loading --out experiments/loading
 
 Writes two checkpoints of random numbers (two full-width blocks and an injector of the 14B DiT; an umT5 of about half a
-billion parameters as transformers saves it) and reads each in fresh processes, in shuffled order, until every weight
-has been read once (a checksum per tensor). `cold` drops the files from the system's memory first.
+billion parameters under transformers' names) and reads each in processes of their own, in rounds of shuffled order.
+`cold` drops the files from the system's memory first. Every process is a fork of one that has imported everything.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import json
+import multiprocessing
 import os
 import random
-import resource
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
+from transformers import UMT5Config, UMT5EncoderModel
 
+from experiments.tables import markdown, save
+from liveavatar.checkpoint.export import Wanted, write_safetensors
 from liveavatar.checkpoint.keymap_dit import DIT
 from liveavatar.checkpoint.keymap_encoders import TEXT_TRANSFORMERS
+from liveavatar.checkpoint.load import materialise
 from liveavatar.checkpoint.shards import sharded
 from liveavatar.checkpoint.slab import SlabLayout, allocate
 from liveavatar.config import compose, make
+from liveavatar.models.text import TextEncoder
 from liveavatar.tracking import stamp
 
 UNITS = ("blocks.0", "blocks.1", "injectors.0")
 WIDE = {"vocab_size": 32000, "dim": 2048, "dim_attn": 2048, "dim_ffn": 5120, "num_heads": 32, "num_layers": 10}
-CASES = {
-    "disk": ("dit", "read() of the same files, 64 MB at a time"),
-    "ours": ("dit", "shards to slabs, tensor by tensor"),
-    "ours, text": ("text", "shards to a module, tensor by tensor"),
-    "transformers": ("text", "UMT5EncoderModel.from_pretrained"),
-}
+CASES = {"disk": "dit", "disk, kept": "dit", "ours": "dit", "ours, text": "text", "transformers": "text"}
+AGAINST = {"disk, kept": "disk", "ours": "disk", "ours, text": "transformers"}
 CPU = torch.device("cpu")
+PIECE = 2**26
 
 
-class Random:
-    """Numbers that do not compress and are soon made."""
+class Repeated:
+    """Random numbers, the same few millions over and over: a disk does not notice, and they are soon made."""
 
     origin = "random"
 
+    def __init__(self) -> None:
+        self.some = torch.randn(2**22, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(torch.bfloat16)
+
     def read(self, name: str, shape: torch.Size) -> torch.Tensor:
-        return torch.randn(shape, generator=torch.Generator().manual_seed(len(name)), dtype=torch.float32) * 0.02
+        count = shape.numel()
+        return self.some.repeat(-(-count // self.some.numel()))[:count].view(shape)
 
 
 def dit_units() -> dict[str, nn.Module]:
@@ -58,22 +62,23 @@ def dit_units() -> dict[str, nn.Module]:
     return {name: dit.units()[name] for name in UNITS}
 
 
+def encoder() -> TextEncoder:
+    with torch.device("meta"):
+        return TextEncoder(**WIDE)
+
+
 def write_checkpoints(folder: Path) -> None:
-    from transformers import UMT5Config, UMT5EncoderModel
-
-    from liveavatar.checkpoint.export import Wanted, write_safetensors
-
-    names = {f"{unit}.{name}": p.shape for unit, part in dit_units().items() for name, p in part.named_parameters()}
-    wanted = [Wanted(name, DIT.to_published(name), shape) for name, shape in names.items()]
-    write_safetensors(folder / "dit", "model", wanted, Random(), torch.bfloat16, 10**9)
-    given = dict(WIDE)
-    config = UMT5Config(
-        vocab_size=given["vocab_size"], d_model=given["dim"], d_kv=given["dim_attn"] // given["num_heads"],
-        d_ff=given["dim_ffn"], num_heads=given["num_heads"], num_layers=given["num_layers"],
-        feed_forward_proj="gated-gelu",
-    )  # fmt: skip
-    encoder: Any = UMT5EncoderModel(config)
-    encoder.to(torch.bfloat16).save_pretrained(folder / "text", max_shard_size="1GB")
+    """Both checkpoints, in shards of 1 GB with an index, as the published ones are."""
+    dit = {f"{unit}.{name}": p.shape for unit, part in dit_units().items() for name, p in part.named_parameters()}
+    text = {name: p.shape for name, p in encoder().named_parameters()}
+    for kind, names, keymap in (("dit", dit, DIT), ("text", text, TEXT_TRANSFORMERS)):
+        wanted = [Wanted(name, keymap.to_published(name), shape) for name, shape in names.items()]
+        write_safetensors(folder / kind, "model", wanted, Repeated(), torch.bfloat16, 10**9)
+    UMT5Config(
+        vocab_size=WIDE["vocab_size"], d_model=WIDE["dim"], d_kv=WIDE["dim_attn"] // WIDE["num_heads"],
+        d_ff=WIDE["dim_ffn"], num_heads=WIDE["num_heads"], num_layers=WIDE["num_layers"],
+        feed_forward_proj="gated-gelu", architectures=["UMT5EncoderModel"],
+    ).save_pretrained(folder / "text")  # fmt: skip
 
 
 def files(folder: Path, kind: str) -> list[Path]:
@@ -82,48 +87,67 @@ def files(folder: Path, kind: str) -> list[Path]:
 
 def checksum(tensors: list[torch.Tensor]) -> int:
     """A sum over the bits of each tensor: nothing of it can have stayed unread."""
-    return sum(int(tensor.view(-1).view(torch.int16).sum(dtype=torch.int64)) for tensor in tensors)
+    return sum(int(tensor.view(-1).view(torch.int64).sum()) for tensor in tensors)
 
 
-def load(folder: Path, name: str) -> None:
-    """One timing, in this process: prints seconds, bytes, and the most that the process held above its start."""
-    torch.set_num_threads(1)
-    kind = CASES[name][0]
-    if name == "transformers":
-        from transformers import UMT5EncoderModel
-    if name == "ours, text":
-        from liveavatar.checkpoint.load import materialise
-        from liveavatar.models.text import TextEncoder
-    units = dit_units() if name == "ours" else {}
-    start, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-    if name == "disk":
-        room = memoryview(bytearray(2**26))
-        for path in files(folder, kind):
-            with path.open("rb", buffering=0) as file:
-                while file.readinto(room):
-                    pass
-    elif name == "ours":
-        source = sharded(folder / kind, "model", DIT)
-        for unit, part in units.items():
-            layout = SlabLayout.of(part, torch.bfloat16)
-            slab = allocate(layout.nbytes, CPU)
-            layout.fill(slab, source, unit)
-            checksum([slab])
-    elif name == "ours, text":
-        with torch.device("meta"):
-            encoder = TextEncoder(**WIDE)
-        materialise(encoder, sharded(folder / kind, "model", TEXT_TRANSFORMERS), CPU, torch.bfloat16)
-        checksum(list(encoder.parameters()))
-    else:
-        loaded = UMT5EncoderModel.from_pretrained(folder / kind, dtype=torch.bfloat16)
-        checksum(list({id(p): p.detach() for p in loaded.parameters()}.values()))
+def read_disk(folder: Path) -> None:
+    room = memoryview(bytearray(PIECE))
+    for path in files(folder, "dit"):
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(room):
+                pass
+
+
+def keep_disk(folder: Path) -> None:
+    """The files as they lie into memory that stays, which is the least that a loader that copies can do."""
+    paths = files(folder, "dit")
+    room, done = np.empty(sum(path.stat().st_size for path in paths), np.uint8), 0
+    for path in paths:
+        with path.open("rb", buffering=0) as file:
+            while got := file.readinto(room[done : done + PIECE].data):
+                done += got
+
+
+def read_ours(folder: Path, units: dict[str, nn.Module]) -> None:
+    """Into slabs, as a run holds them: every byte has been copied when `fill` returns."""
+    source, slabs = sharded(folder / "dit", "model", DIT), []
+    for unit, part in units.items():
+        layout = SlabLayout.of(part, torch.bfloat16)
+        slabs.append(allocate(layout.nbytes, CPU))
+        layout.fill(slabs[-1], source, unit)
+
+
+def read_text(folder: Path) -> int:
+    module = encoder()
+    materialise(module, sharded(folder / "text", "model", TEXT_TRANSFORMERS), CPU, torch.bfloat16)
+    return checksum([p.detach() for p in module.parameters()])
+
+
+def read_transformers(folder: Path) -> int:
+    module = UMT5EncoderModel.from_pretrained(folder / "text", dtype=torch.bfloat16)
+    return checksum(list({id(p): p.detach() for p in module.parameters()}.values()))
+
+
+def resident(what: str) -> int:
+    """Bytes of this process now (`VmRSS`), or the most since it was asked to forget (`VmHWM`)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(what))
+
+
+def read(folder: Path, name: str, units: dict[str, nn.Module], answer: Any) -> None:
+    """One reading, in a process of its own: seconds, checksum, and the most it held above its start."""
+    ways = {
+        "disk": lambda: read_disk(folder),
+        "disk, kept": lambda: keep_disk(folder),
+        "ours": lambda: read_ours(folder, units),
+        "ours, text": lambda: read_text(folder),
+        "transformers": lambda: read_transformers(folder),
+    }
+    Path("/proc/self/clear_refs").write_text("5")  # the most begins here
+    start, began = resident("VmRSS"), time.perf_counter()
+    found = ways[name]()
     seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start
-    print(
-        json.dumps(
-            {"seconds": seconds, "bytes": sum(p.stat().st_size for p in files(folder, kind)), "peak": peak * 1024}
-        )
-    )
+    answer.put({"seconds": seconds, "peak": resident("VmHWM") - start, "sum": found})
 
 
 def forget(folder: Path, kind: str) -> None:
@@ -134,55 +158,70 @@ def forget(folder: Path, kind: str) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def one(folder: Path, name: str, units: dict[str, nn.Module]) -> dict[str, Any]:
+    """A reading in a fork of this process."""
+    forks = multiprocessing.get_context("fork")
+    answer = forks.SimpleQueue()
+    child = forks.Process(target=read, args=(folder, name, units, answer))
+    child.start()
+    child.join()
+    if child.exitcode:
+        raise SystemExit(f"reading {name} ended with {child.exitcode}")
+    return answer.get()
+
+
+def measure(folder: Path, repeats: int) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """All readings: a round has every row cold and, right after, warm, in shuffled order, so that rows share luck."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    rng, units = random.Random(0), dit_units()
+    for turn in range(repeats):
+        for name in rng.sample(list(CASES), len(CASES)):
+            forget(folder, CASES[name])
+            for state in ("cold", "warm"):
+                told = one(folder, name, units)
+                found.setdefault((name, state), []).append(told)
+                seconds, peak = told["seconds"], told["peak"] / 1e9
+                print(f"{turn} {state} {name}: {seconds:.2f} s, {peak:.2f} GB", file=sys.stderr, flush=True)
+    sums = {told["sum"] for (name, _), readings in found.items() if CASES[name] == "text" for told in readings}
+    if len(sums) != 1:
+        raise SystemExit(f"the text encoders read different numbers: checksums {sums}")
+    return found
+
+
+def table(folder: Path, found: dict[tuple[str, str], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Medians, rates, and the median of the rounds' ratios to the row that each is held against."""
+    rows = []
+    for (name, state), readings in sorted(found.items()):
+        seconds = statistics.median(told["seconds"] for told in readings)
+        size = sum(path.stat().st_size for path in files(folder, CASES[name]))
+        beside = ""
+        if name in AGAINST:
+            pairs = zip(found[AGAINST[name], state], readings, strict=True)
+            ratios = sorted(other["seconds"] / told["seconds"] for other, told in pairs)
+            beside = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) of {AGAINST[name]}"
+        rows.append({
+            "what": name, "state": state, "gb": round(size / 1e9, 2), "seconds": round(seconds, 2),
+            "gb_per_s": round(size / 1e9 / seconds, 2), "speed_beside": beside,
+            "peak_gb_above_start": round(statistics.median(told["peak"] for told in readings) / 1e9, 2),
+        })  # fmt: skip
+    return rows
+
+
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--folder", type=Path, required=True, help="room for 3 GB, on the disk that is asked about")
     asked.add_argument("--out", type=Path, default=Path(__file__).parent)
-    asked.add_argument("--repeats", type=int, default=3)
-    asked.add_argument("--one", help=argparse.SUPPRESS)
+    asked.add_argument("--repeats", type=int, default=5)
+    asked.add_argument("--write-only", action="store_true", help="write the checkpoints and measure nothing yet")
     given = asked.parse_args()
-    if given.one:
-        load(given.folder, given.one)
-        return
-    if not (given.folder / "text").is_dir():
+    torch.set_num_threads(1)
+    if not (given.folder / "text" / "config.json").is_file():
         write_checkpoints(given.folder)
-    found: dict[tuple[str, str], list[dict[str, float]]] = {}
-    rng = random.Random(0)
-    for state in ("cold", "warm"):
-        order = [name for name in CASES for _ in range(given.repeats)]
-        rng.shuffle(order)
-        for name in order:
-            if state == "cold":
-                forget(given.folder, CASES[name][0])
-            line = [sys.executable, "-m", "experiments.loading.run", "--folder", str(given.folder), "--one", name]
-            done = subprocess.run(line, capture_output=True, text=True, check=True)
-            found.setdefault((name, state), []).append(json.loads(done.stdout.splitlines()[-1]))
-    write(given.out, found, given.repeats)
-
-
-def write(out: Path, found: dict[tuple[str, str], list[dict[str, float]]], repeats: int) -> None:
-    """The table: medians, rates, and the ratio to the row that it is held against."""
-    against = {"ours": "disk", "ours, text": "transformers"}
-    rows = []
-    for (name, state), timings in sorted(found.items()):
-        seconds = statistics.median(t["seconds"] for t in timings)
-        other = found.get((against.get(name, ""), state))
-        base = statistics.median(t["seconds"] for t in other) if other else None
-        rows.append({
-            "what": name, "state": state, "gb": round(timings[0]["bytes"] / 1e9, 2), "seconds": round(seconds, 2),
-            "gb_per_s": round(timings[0]["bytes"] / 1e9 / seconds, 2),
-            "speed_beside": f"{base / seconds:.2f} of {against[name]}" if base else "",
-            "peak_gb_above_start": round(statistics.median(t["peak"] for t in timings) / 1e9, 2),
-        })  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "results.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    about = stamp("cpu", 1, 1) | {"repeats": repeats}
-    (out / "hardware.json").write_text(json.dumps(about, indent=1, default=str) + "\n")
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *([str(value) for value in row.values()] for row in rows)]
-    print("\n".join("| " + " | ".join(line) + " |" for line in lines))
+    if given.write_only:
+        return
+    rows = table(given.folder, measure(given.folder, given.repeats))
+    save(given.out, rows, stamp("cpu", 1, 1) | {"repeats": given.repeats}, about="hardware.json")
+    print(markdown(rows, ""))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ the suites that look for faces are shown a photograph that moves, in the size of
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import statistics
 import tempfile
 import time
@@ -21,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from experiments.tables import save
 from liveavatar.assemble import assemble
 from liveavatar.config import asset, compose, make
 from liveavatar.metrics.suite import Piece, Suite
@@ -103,13 +102,8 @@ def main() -> None:
     rows = measure(given.seconds, given.turns)
     print(table(rows))
     if given.out:
-        given.out.mkdir(parents=True, exist_ok=True)
-        with (given.out / "results.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows({k: f"{v:.5f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+        save(given.out, rows, stamp("cpu", 1, 1), digits=".5f")
         (given.out / "table.md").write_text(table(rows) + "\n")
-        (given.out / "stamp.json").write_text(json.dumps(stamp("cpu", 1, 1), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,13 +9,12 @@ its ranks. Needs no weights and no GPU; a machine and a size take about a minute
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from experiments.tables import save
 from liveavatar.assemble import rehearsals
 from liveavatar.config import compose
 from liveavatar.tracking import stamp
@@ -49,12 +48,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=SIZES)
     given = parser.parse_args()
     rows = [row for machine in given.machines for size in given.sizes for row in compared(machine, size)]
-    given.out.mkdir(parents=True, exist_ok=True)
-    with (given.out / "results.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    (given.out / "stamp.json").write_text(json.dumps(stamp("cpu", torch.get_num_threads(), 1), indent=1) + "\n")
+    save(given.out, rows, stamp("cpu", torch.get_num_threads(), 1))
     worst = max(rows, key=lambda row: abs(row["error_percent"]))
     print(f"{len(rows)} rows; the worst: {worst}")
 

@@ -12,8 +12,6 @@ and `once`: the seconds that the watching adds before the second block, whatever
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import statistics
 import tempfile
 import time
@@ -21,6 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from experiments.tables import save
 from liveavatar.assemble import Run, assemble
 from liveavatar.config import compose
 from liveavatar.memory.attend import attending, encoding
@@ -107,13 +106,8 @@ def main() -> None:
             rows = measure(run, given.pairs)
     print(table(rows))
     if given.out:
-        given.out.mkdir(parents=True, exist_ok=True)
-        with (given.out / "results.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+        save(given.out, rows, stamp("cpu", 1, 1), digits=".4f")
         (given.out / "table.md").write_text(table(rows) + "\n")
-        (given.out / "stamp.json").write_text(json.dumps(stamp("cpu", 1, 1), indent=1) + "\n")
 
 
 if __name__ == "__main__":

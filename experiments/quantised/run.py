@@ -10,8 +10,6 @@ voice. A stream is a chaotic thing: latents drift apart from the first rounding 
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from experiments.embedded.cases import Case, Model, cases
 from experiments.embedded.measures import decibels, pearson
+from experiments.tables import markdown, save
 from liveavatar.config import compose, make
 from liveavatar.metrics import toon
 from liveavatar.models.dit.cache import StreamCaches
@@ -133,15 +132,9 @@ def main() -> None:
             told, made = row(label, words, people, base)
             base = base or made
             rows.append(told)
-    columns = list(dict.fromkeys(key for told in rows for key in told))
-    with (given.out / "results.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
     about = stamp("cpu", torch.get_num_threads(), 1) | {"clips": given.clips, "seconds": given.seconds}
-    (given.out / "hardware.json").write_text(json.dumps(about, indent=1, default=str) + "\n")
-    lines = [columns, ["---"] * len(columns), *([str(told.get(column, "")) for column in columns] for told in rows)]
-    print("\n".join("| " + " | ".join(line) + " |" for line in lines))
+    save(given.out, rows, about, about="hardware.json")
+    print(markdown(rows, ""))
 
 
 if __name__ == "__main__":

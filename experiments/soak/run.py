@@ -12,7 +12,6 @@ a last account is taken. Exits with 1 where the server was unwell once, or anyth
 from __future__ import annotations
 
 import argparse
-import csv
 import http.client
 import io
 import json
@@ -35,6 +34,7 @@ from PIL import Image
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
+from experiments.tables import save
 from liveavatar.tracking import stamp
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -315,12 +315,7 @@ def main(words: Sequence[str] | None = None) -> int:
     for trouble in soak.troubles[:20]:
         print(trouble, file=sys.stderr)
     if given.out is not None:
-        given.out.mkdir(parents=True, exist_ok=True)
-        with (given.out / "results.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(soak.rows[0]))
-            writer.writeheader()
-            writer.writerows(soak.rows)
-        (given.out / "stamp.json").write_text(json.dumps(found | stamp("cpu", 1, 1), indent=1) + "\n", encoding="utf-8")
+        save(given.out, soak.rows, found | stamp("cpu", 1, 1))
     return 0 if found["sound"] else 1
 
 

@@ -9,7 +9,6 @@ gloo), checks that the latents are those of a single device, and writes the tabl
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import logging
 import os
@@ -27,6 +26,7 @@ import torch.distributed as dist  # noqa: TID251
 from lightning.fabric import Fabric
 from torch import Tensor
 
+from experiments.tables import save
 from liveavatar.benching.watch import Watch
 from liveavatar.checkpoint.read import RandomWeights
 from liveavatar.checkpoint.slab import SlabLayout
@@ -253,13 +253,8 @@ def main() -> None:
         rows = [row for world in sorted({1, *given.worlds}) for row in group(world, Path(folder))]
     print(table(rows))
     if given.out:
-        given.out.mkdir(parents=True, exist_ok=True)
-        with (given.out / "results.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+        save(given.out, rows, stamp("cpu", 1, max(given.worlds)), digits=".4f")
         (given.out / "table.md").write_text(table(rows) + "\n")
-        (given.out / "stamp.json").write_text(json.dumps(stamp("cpu", 1, max(given.worlds)), indent=1) + "\n")
 
 
 if __name__ == "__main__":

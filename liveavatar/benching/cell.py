@@ -24,6 +24,7 @@ from liveavatar.models.dit.cache import StreamCaches, StreamView
 from liveavatar.models.dit.context import Grid, reference_place
 from liveavatar.models.dit.model import AvatarDiT
 from liveavatar.models.dit.state import CellInput, CellState
+from liveavatar.ops.compiled import compile_stretches
 from liveavatar.strategies.base import place_resident
 
 MID: dict[str, Any] = {
@@ -67,13 +68,19 @@ def _stand_in(tensor: Tensor) -> Tensor:
 
 
 def make_cell(
-    dtype: torch.dtype, device: torch.device, sizes: dict[str, Any] | None = None, grid: Grid = GRID
-) -> Callable[[], object]:
-    """A closure that runs one cell whose caches are full."""
+    dtype: torch.dtype,
+    device: torch.device,
+    sizes: dict[str, Any] | None = None,
+    grid: Grid = GRID,
+    compiled: bool = False,
+) -> Callable[[], list[CellState]]:
+    """A closure that runs one cell whose caches are full; `compiled` as the option `compile=true` does it."""
     given = MID if sizes is None else sizes
     with torch.device("meta"):
         dit = AvatarDiT(**given)
     place_resident(dit, TiledWeights(dtype), dtype, device)
+    if compiled:
+        compile_stretches(dit, "inductor", device)
     draw = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
@@ -87,7 +94,7 @@ def make_cell(
     motion = grid.motion_turns(dit.head_dim)
 
     @torch.no_grad()
-    def cell() -> object:
+    def cell() -> list[CellState]:
         turns = grid.noisy_turns(FRAME, 3, dit.head_dim).to(device)
         place = reference_place(FRAME, 17)
         sink_turns = torch.cat((grid.reference_turns(place, dit.head_dim), motion)).to(device)
@@ -219,11 +226,11 @@ def run_profile(job: dict[str, Any]) -> dict[str, Any]:
 
 def _cell_of(job: dict[str, Any]) -> Callable[[], object]:
     device, dtype = torch.device(job["device"]), getattr(torch, job["dtype"])
-    if job["shape"] == "mid":
-        return make_cell(dtype, device)
-    height, width = (int(side) // 8 for side in job["size"].split("*"))
-    sizes = keywords(job["shape"])
+    grid = GRID
+    sizes = MID
+    if job["shape"] != "mid":
+        grid, sizes = Grid(*(int(side) // 8 for side in job["size"].split("*"))), keywords(job["shape"])
     if job.get("layers"):  # its stand-ins are as large as the model itself: a few layers tell the same ratio
         kept = [layer for layer in sizes["audio_inject_layers"] if layer < job["layers"]]
         sizes = sizes | {"num_layers": job["layers"], "audio_inject_layers": kept}
-    return make_cell(dtype, device, sizes, Grid(height, width))
+    return make_cell(dtype, device, sizes, grid)

@@ -45,6 +45,26 @@ class Accelerate(Peer):
         self._open.enter_context(mock.patch.object(accelerate.hooks, "set_module_tensor_to_device", counted))
 
 
+class AccelerateHook(Peer):
+    """accelerate's `cpu_offload_with_hook`: the whole model comes in at its first call and stays until another model
+    asks for its place, which here none does."""
+
+    def attach(self, dit: AvatarDiT, source: TensorSource) -> None:
+        from accelerate import cpu_offload_with_hook
+        from accelerate.hooks import CpuOffload
+
+        self.traffic.parked = place_resident(dit, source, self.setting.dtype, CPU)
+        original = CpuOffload.pre_forward
+
+        def counted(hook: Any, module: nn.Module, *given: Any, **named: Any) -> Any:
+            if not self.here:
+                self.came(sum(p.nbytes for p in module.parameters()))
+            return original(hook, module, *given, **named)
+
+        cpu_offload_with_hook(dit, self.setting.device)
+        self._open.enter_context(mock.patch.object(CpuOffload, "pre_forward", counted))
+
+
 class GroupOffload(Peer):
     """diffusers' group offloading. By leaves, modules whose weights are used without a call of their own (embedding of
     time, head, one norm a block) rest on the device: nothing would bring them in."""
@@ -184,6 +204,7 @@ def kinds() -> dict[str, Callable[[Setting], Way]]:
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     return {
         "accelerate": Accelerate,
+        "accelerate_hook": AccelerateHook,
         "diffusers_leaf": _grouped("leaf_level"),
         "diffusers_leaf_record": _grouped("leaf_level", True),
         "diffusers_block": _grouped("block_level"),

@@ -19,10 +19,16 @@ GPU_CAP_GIB = 24.0
 PEERS = ("accelerate", "diffusers_leaf", "diffusers_block", "double_buffer", "fsdp2_units", "fsdp2_offload")
 RECORDED = ("diffusers_leaf_record", "diffusers_block_record")
 GROUPED: tuple[str, ...] = ("diffusers_leaf", "diffusers_block", *RECORDED)
-NEEDS: dict[str, tuple[str, ...]] = {"accelerate": ("accelerate",)}
+NEEDS: dict[str, tuple[str, ...]] = dict.fromkeys(("accelerate", "accelerate_hook"), ("accelerate",))
 NEEDS |= {name: ("accelerate", "diffusers") for name in GROUPED}  # noqa: C420 - of another type than fromkeys gives
 HEADLINE = ("resident", "resident_plain", "stream_k1", "stream_k4", "stream_k4_auto", *PEERS)
-FOREIGN = (*PEERS, *RECORDED, "fsdp2_reference")
+ABLATIONS = ("stream_k4_prefix_auto", "stream_k4_pageable")
+"""One choice of ours each, made otherwise: what that choice is worth is told by a card alone."""
+
+CLAIMED = {"stream_k4": None, "accelerate": 2, "diffusers_block": 2}
+"""Ways whose time on a CPU is told in words, with their repeats (None: as often as the reference); the others once."""
+
+FOREIGN = (*PEERS, *RECORDED, "accelerate_hook", "fsdp2_reference")
 """Ways that are not ours: FSDP2 is PyTorch's, the double buffer is LightX2V's, written anew."""
 
 
@@ -117,8 +123,8 @@ def cpu_rows(device: str = "cpu", shape: str = "small", short: bool = False) -> 
     """What every machine can measure: counts exactly, seconds as ratios within one run."""
     ground = Ground(device, "tiny" if short else shape, "float32", ("64*64",), warm=1, blocks=1 if short else 2)
     found = [*_cpu_weights(ground, short), *_cpu_full(ground, short)]
-    mid = {"shape": "tiny" if short else "mid", "size": "64*64"}
-    for dtype, times in (("float32", 3),) if short else (("float32", 3), ("bfloat16", 2)):
+    mid = {"shape": "tiny" if short else "mid", "size": "64*64", "layers": None if short else 2}
+    for dtype, times in (("float32", 3),) if short else (("float32", 2), ("bfloat16", 1)):
         about = "a cell against the matrix products and attention that it makes itself, run bare, in turn"
         found.append(plain(ground, "cell", f"cell.{dtype}", "cell", dtype=dtype, about=about, times=times, **mid))
     about = "where the time of a cell goes"
@@ -134,7 +140,9 @@ def _cpu_weights(ground: Ground, short: bool) -> Iterator[Row]:
     yield stream(ground, "weights", "resident", size)
     ways = ["stream_k4", "accelerate"] if short else ["resident_plain", "stream_k1", "stream_k2", "stream_k4", *PEERS]
     for way in ways:
-        yield stream(ground, "weights", way, size, against=truth)
+        yield stream(ground, "weights", way, size, against=truth, repeats=CLAIMED.get(way, 1))
+    if not short:
+        yield stream(ground, "weights", "accelerate_hook", size, against=truth, repeats=1)
 
 
 def _cpu_full(ground: Ground, short: bool) -> Iterator[Row]:
@@ -163,7 +171,7 @@ def _cpu_full(ground: Ground, short: bool) -> Iterator[Row]:
 
 def _around(ground: Ground, short: bool) -> list[Row]:
     """Start, plan, machine; and the whole embedded model and its decoder, where there is time."""
-    times = 2 if short else 3
+    times = 2
     found = [plain(ground, "start", "start", times=times, about="a process until it is useful, in ratios to `python`")]
     product = {"link_bytes": 2**24 if short else 2**27, "product": [512, 512, 2048], "products": ["float32"]}
     about = "what this machine gives: copies, matrix products"
@@ -176,7 +184,7 @@ def _around(ground: Ground, short: bool) -> list[Row]:
     needs = ("diffusers",)
     vae = {"shape": "tiny", "size": "128*128", "times": 3, "needs": needs, "about": about}
     found.append(plain(ground, "vae", "vae", "vae", **vae))
-    whole = {"seconds": 2, "words": [], "repeats": 2, "needs": ("diffusers", "transformers", "av")}
+    whole = {"seconds": 2, "words": [], "needs": ("diffusers", "transformers", "av")}
     about = "the embedded model from sound to video, as a user runs it"
     found.append(plain(ground, "embedded", "embedded", about=about, **whole))
     return found
@@ -239,10 +247,10 @@ def _uncapped(ground: Ground, size: str) -> Iterator[Row]:
 def _capped(ground: Ground, size: str, cap: float) -> Iterator[Row]:
     beside = truth("full", ground, size)
     about = "expected not to fit: its outcome is the result"
-    for way in ("resident", "fsdp2_units"):
+    for way in ("resident", "fsdp2_units", "accelerate_hook"):
         yield stream(ground, "full", way, size, cap, beside, about=about, repeats=1)
     ours = ("stream_k1", "stream_k2", "stream_k4", "stream_k4_auto", "stream_k4_plain", "stream_k4_r3", "stream_k4_fp8")
-    for way in ours:
+    for way in (*ours, *ABLATIONS):
         yield stream(ground, "full", way, size, cap, beside, label=f"{way}+ring", kv="host")
     yield stream(ground, "full", "stream_k4", size, cap, beside, about=f"ours, K = 4, caches resident: {about}")
     for way in (*PEERS, *RECORDED):
@@ -251,8 +259,9 @@ def _capped(ground: Ground, size: str, cap: float) -> Iterator[Row]:
         for kv, label in (("reference", "+reference"), ("host", "+ring")):
             yield stream(ground, "full", way, size, cap, beside, label=f"{way}{label}", kv=kv)
     beside = truth("weights", ground, size)
-    for way in ("stream_k1", "stream_k2", "stream_k4", "stream_k4_auto", *PEERS, *RECORDED):
+    for way in ("stream_k1", "stream_k2", "stream_k4", "stream_k4_auto", *ABLATIONS, *PEERS, *RECORDED):
         yield stream(ground, "weights", way, size, cap, beside)
+    yield stream(ground, "weights", "accelerate_hook", size, cap, beside, about=about, repeats=1)
 
 
 def chosen(rows: list[Row], only: list[str] | None) -> list[Row]:

@@ -139,9 +139,10 @@ def _beside(
             pairs.append(one["found"]["s_per_cell"] / other["found"]["s_per_cell"])
     found: dict[str, Any] = {}
     if pairs and row.timed:
+        found["x_over"] = statistics.median(pairs)
+    if len(pairs) > 1 and row.timed:  # one measurement has no spread to tell
         low, high = interval(pairs)
-        found |= {"x_over": statistics.median(pairs), "x_low": low, "x_high": high}
-        found["x_interval"] = f"{low:.2f} to {high:.2f}"
+        found |= {"x_low": low, "x_high": high, "x_interval": f"{low:.2f} to {high:.2f}"}
     latents = [folder / "latents" / f"{Turn(one, 0).stem}.safetensors" for one in (row, by_name[row.against])]
     if all(path.exists() for path in latents):
         bitwise, worst = compared(*latents)
@@ -159,7 +160,7 @@ def compared(mine: Path, other: Path) -> tuple[bool, float]:
 
 
 def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """A 95 % interval of the median by resampling; of one value, that value."""
+    """A 95 % interval of the median by resampling."""
     draw = random.Random(seed)
     medians = sorted(statistics.median(draw.choices(values, k=len(values))) for _ in range(RESAMPLES))
     return medians[int(0.025 * RESAMPLES)], medians[int(0.975 * RESAMPLES)]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
+from unittest import mock
 
 import torch
 from lightning.fabric import Fabric
@@ -21,12 +22,13 @@ from liveavatar.benching.stage import StageAlone
 from liveavatar.benching.watch import Watch
 from liveavatar.checkpoint.quantised import quantised
 from liveavatar.checkpoint.read import TensorSource
-from liveavatar.checkpoint.slab import retype
+from liveavatar.checkpoint.slab import allocate, retype
 from liveavatar.models.dit.cache import CacheShape, StreamCaches
 from liveavatar.models.dit.model import AvatarDiT
 from liveavatar.models.dit.quantised import quantise_linears
 from liveavatar.sampling.relay import LocalRelay, Relay
 from liveavatar.sampling.stages import layer_table
+from liveavatar.strategies import sources
 from liveavatar.strategies.base import Traffic, place_resident
 from liveavatar.strategies.fsdp import FsdpFull, HsdpOffload
 from liveavatar.strategies.kv import HostCaches
@@ -223,17 +225,40 @@ def away(kv: str, traffic: Traffic) -> Maker:
     return made
 
 
+class Prefix(FsdpStream):
+    """Ours, but for one choice: the blocks that rest on the device are the first ones, as other libraries choose."""
+
+    def settled(self, layers: range) -> list[str]:
+        return [f"blocks.{layer}" for layer in layers[: self.resident]]
+
+
+class Pageable(FsdpStream):
+    """Ours, but for one choice: weights rest in memory that is not page-locked."""
+
+    def place(self, dit: AvatarDiT, source: TensorSource, dtype: torch.dtype) -> None:
+        def unlocked(nbytes: int, device: torch.device, pinned: bool = False) -> Tensor:
+            return allocate(nbytes, device)
+
+        with mock.patch.object(sources, "allocate", unlocked), mock.patch.object(sources, "pin"):
+            super().place(dit, source, dtype)
+
+
 def ours(
-    cells: int = 1, hoist: int = 1, slots: int = 2, source: str = "host", kind: str | None = None
+    cells: int = 1,
+    hoist: int = 1,
+    slots: int = 2,
+    source: str = "host",
+    kind: str | None = None,
+    strategy: type[FsdpStream] = FsdpStream,
 ) -> Callable[[Setting], Way]:
-    """`fsdp_stream` with these settings."""
+    """`fsdp_stream`, or an ablation of it, with these settings."""
 
-    def made(setting: Setting) -> Way:
+    def way(setting: Setting) -> Way:
         caches = "host" if setting.kv == "host" else "device"
-        strategy = FsdpStream(slots, source, resident=setting.resident, caches=caches)
-        return Ours(setting, strategy, cells, hoist, kind)
+        made = strategy(slots, source, resident=setting.resident, caches=caches)
+        return Ours(setting, made, cells, hoist, kind)
 
-    return made
+    return way
 
 
 def kinds() -> dict[str, Callable[[Setting], Way]]:
@@ -245,6 +270,8 @@ def kinds() -> dict[str, Callable[[Setting], Way]]:
         "stream_k4_auto": ours(cells=4),
         "stream_k4_plain": ours(cells=4, hoist=0),
         "stream_k4_r3": ours(cells=4, slots=3),
+        "stream_k4_prefix_auto": ours(cells=4, strategy=Prefix),
+        "stream_k4_pageable": ours(cells=4, strategy=Pageable),
         "stream_k4_fp8": ours(cells=4, kind="fp8"),
         "stream_peers": ours(cells=4, source="peers"),
     }

@@ -17,7 +17,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from liveavatar.benching.bare import furnish
+from liveavatar.bare import furnish
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:

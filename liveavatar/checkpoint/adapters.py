@@ -7,6 +7,7 @@ products a layer, and differs from it by rounding. What a stream has prepared fr
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ from liveavatar.checkpoint.keymap_dit import DIT
 from liveavatar.checkpoint.lora import LoraWeights
 from liveavatar.checkpoint.read import TensorSource
 from liveavatar.models.dit.quantised import QuantLinear
+
+log = logging.getLogger(__name__)
 
 LAYERS = ("q", "k", "v", "o", "0", "2")
 """Linear layers that compute by being called: projections of attention, and the two of a feed-forward."""
@@ -121,7 +124,7 @@ class Adapters:
 
 
 def attach(adapters: Adapters, given: Any) -> None:
-    """Attach what a configuration lists: files, or `{path, weight, name, alpha}`.
+    """Attach what a configuration lists: files, or `{path, weight, name, alpha}`; what is attached then is logged.
 
     Raises ValueError, naming `adapters`, for an entry that is neither.
     """
@@ -134,6 +137,9 @@ def attach(adapters: Adapters, given: Any) -> None:
                 "adapters=[{path: a.safetensors, weight: 0.8}]"
             )
         adapters.add(**told)
+    if adapters.attached:
+        held = ", ".join(f"{name} × {weight:g}" for name, weight in adapters.weights().items())
+        log.info("adapters: %s, %.1f MB beside the weights", held, adapters.nbytes / 1e6)
 
 
 def _computes(name: str, part: nn.Module) -> bool:

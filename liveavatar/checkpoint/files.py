@@ -6,7 +6,6 @@ header is JSON, and the zip that `torch.save` writes, whose pickle is read with 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import mmap
@@ -20,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+
+from liveavatar.checkpoint.pages import PAGE, ask_large_pages
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -114,6 +115,13 @@ class TensorFile:
             self.read_into(room.numpy().data, place.offset)
         return room.view(place.dtype).view(place.shape)
 
+    def straight(self, place: Place, dtype: torch.dtype, room: Tensor, start: int) -> bool:
+        """Fill `room` (uint8) with the bytes of a tensor from `start` on, where they are stored as `dtype` in order."""
+        if place.dtype != dtype or place.stride is not None:
+            return False
+        self.read_into(room.numpy().data, place.offset + start)
+        return True
+
     def read_into(self, room: memoryview, offset: int) -> None:
         """Fill `room` with the bytes that begin at `offset`."""
         done = 0
@@ -180,11 +188,11 @@ def _fresh(nbytes: int) -> Tensor:
     """
     if nbytes < LARGE:
         return torch.empty(nbytes, dtype=torch.uint8)
-    pages = mmap.mmap(-1, nbytes)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them
-            pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=torch.uint8)
+    pages = mmap.mmap(-1, nbytes + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANON)  # shared pages are never large
+    room = torch.frombuffer(pages, dtype=torch.uint8)
+    start = -room.data_ptr() % PAGE  # a large page has a place of its own; what lies before it is never touched
+    ask_large_pages(room.data_ptr(), room.nbytes)
+    return room[start : start + nbytes]
 
 
 def _placed(entry: Mapping[str, Any], base: int) -> Place:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -77,3 +78,21 @@ def hashed(path: Path, progress: Callable[[int], None] = lambda _: None) -> str:
             digest.update(piece)
             progress(len(piece))
     return digest.hexdigest()
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, read from the disk and not from memory where the system can be asked to."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        while piece := file.read(2**24):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def read_back(path: Path, written: str) -> None:
+    """Raises ValueError where a file that was just written has another SHA-256 on the disk than its bytes had."""
+    found = digest_of(path)
+    if found != written:
+        raise ValueError(f"to: {path} does not read back as it was written ({found} for {written}): is the disk sound?")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from liveavatar.checkpoint.files import TensorFile
 from liveavatar.checkpoint.keymap import KeyMap
-from liveavatar.checkpoint.read import TensorSource, expect, read_rows
+from liveavatar.checkpoint.read import TensorSource, expect, read_rows, read_straight
 from liveavatar.ops.lora import merge
 
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<part>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
@@ -113,6 +113,12 @@ class LoraWeights:
         if name in self._content.whole or name in self._content.pairs:
             return self.read(name, shape)[start:stop]
         return read_rows(self.base, name, shape, start, stop)
+
+    def read_straight(self, name: str, shape: torch.Size, dtype: torch.dtype, room: Tensor, start: int) -> bool:
+        """From the base, where nothing lies over it."""
+        if name in self._content.whole or name in self._content.pairs:
+            return False
+        return read_straight(self.base, name, shape, dtype, room, start)
 
     def _sorted(self, keymap: KeyMap) -> _Content:
         content = _Content()

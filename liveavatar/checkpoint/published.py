@@ -67,6 +67,10 @@ class Published:
         component, own = split(name)
         return self.components[component].read_rows(own, shape, start, stop)
 
+    def read_straight(self, name: str, shape: torch.Size, dtype: torch.dtype, room: Tensor, start: int) -> bool:
+        component, own = split(name)
+        return self.components[component].read_straight(own, shape, dtype, room, start)
+
     def _dit(self) -> Shards:
         return sharded(self.dir, DIT_STEM, DIT)
 

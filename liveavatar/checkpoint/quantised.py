@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liveavatar.checkpoint.read import TensorSource, expect, read_rows
+from liveavatar.checkpoint.read import TensorSource, expect, read_rows, read_straight
 from liveavatar.ops.quantise import KINDS, quantise
 
 SCALE = ".scale"
@@ -40,6 +40,9 @@ class Quantised:
         if matrix is None:
             return read_rows(self.base, name, shape, start, stop)
         return self._part(name, matrix, start, min(stop, shape[0]))
+
+    def read_straight(self, name: str, shape: torch.Size, dtype: torch.dtype, room: Tensor, start: int) -> bool:
+        return self._matrix(name) is None and read_straight(self.base, name, shape, dtype, room, start)
 
     def _matrix(self, name: str) -> str | None:
         """The matrix that a name is a part of."""

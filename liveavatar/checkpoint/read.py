@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 class TensorSource(Protocol):
@@ -35,6 +36,20 @@ def read_rows(source: TensorSource, name: str, shape: torch.Size, start: int, st
     """Rows `start` .. `stop` of a tensor: alone, where the source can do that, else out of the whole."""
     partial = getattr(source, "read_rows", None)
     return source.read(name, shape)[start:stop] if partial is None else partial(name, shape, start, stop)
+
+
+def read_straight(
+    source: TensorSource, name: str, shape: torch.Size, dtype: torch.dtype, room: Tensor, start: int
+) -> bool:
+    """Read the bytes from `start` on of a tensor that rests as `dtype` into `room` (uint8), with no copy on the way.
+
+    False, and nothing is read, where that cannot be: the source makes its numbers or stores them otherwise, or `room`
+    is not in this machine's memory.
+    """
+    straight = getattr(source, "read_straight", None)
+    if straight is None or room.device.type != "cpu" or isinstance(room, FakeTensor):
+        return False
+    return straight(name, shape, dtype, room, start)
 
 
 class RandomWeights:

@@ -95,6 +95,10 @@ class Shards:
         file, held = self._fitting(name, shape)
         return file.read_rows(held, start, stop)
 
+    def read_straight(self, name: str, shape: torch.Size, dtype: torch.dtype, room: Tensor, start: int) -> bool:
+        file, held = self._fitting(name, shape)
+        return file.straight(file.places[held], dtype, room, start)
+
     def _fitting(self, name: str, shape: torch.Size) -> tuple[TensorFile, str]:
         file, held = self._found(name)
         if file.places[held].shape != shape:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from liveavatar.checkpoint.read import TensorSource, read_rows
+from liveavatar.checkpoint.pages import ask_large_pages
+from liveavatar.checkpoint.read import TensorSource, read_rows, read_straight
 
 ALIGN = 256
 """Bytes: the cache line of every device here divides it, and so does the alignment of vector loads."""
@@ -73,15 +74,17 @@ class SlabLayout:
             low, high = max(start, entry.offset), min(stop, entry.offset + entry.nbytes)
             if low >= high:
                 continue
+            key, room = f"{prefix}.{path}", target[low - start : high - start]
+            if read_straight(source, key, entry.shape, entry.dtype, room, low - entry.offset):
+                continue
             rows = max(1, entry.shape[0] if entry.shape else 1)
             each = max(1, entry.nbytes // rows)
             first, last = (low - entry.offset) // each, -(-(high - entry.offset) // each)
             whole = not entry.shape or (first == 0 and last >= rows)
-            key = f"{prefix}.{path}"
             tensor = source.read(key, entry.shape) if whole else read_rows(source, key, entry.shape, first, last)
             flat = tensor.to(entry.dtype).contiguous().view(-1).view(torch.uint8)
             begin = entry.offset + (0 if whole else first * each)
-            target[low - start : high - start].copy_(flat[low - begin : high - begin])
+            room.copy_(flat[low - begin : high - begin])
 
 
 ONE_BYTE = (torch.float8_e4m3fn, torch.int8)
@@ -107,9 +110,12 @@ def _up(value: int, multiple: int) -> int:
 
 def allocate(nbytes: int, device: torch.device, pinned: bool = False) -> Tensor:
     """The one place where room for weights is made: zeroed uint8 of exactly `nbytes`, aligned to 256 bytes."""
-    room = torch.zeros(nbytes + ALIGN, dtype=torch.uint8, device=device, pin_memory=pinned)
-    start = 0 if isinstance(room, FakeTensor) else -room.data_ptr() % ALIGN  # a fake tensor lies nowhere
-    return room[start : start + nbytes]
+    room = torch.empty(nbytes + ALIGN, dtype=torch.uint8, device=device, pin_memory=pinned)
+    fake = isinstance(room, FakeTensor)  # it lies nowhere
+    if device.type == "cpu" and not (pinned or fake):
+        ask_large_pages(room.data_ptr(), room.nbytes)
+    start = 0 if fake else -room.data_ptr() % ALIGN
+    return room.zero_()[start : start + nbytes]
 
 
 def vacate(unit: nn.Module, dtype: torch.dtype, device: torch.device, names: Collection[str] | None = None) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from liveavatar.checkpoint.bundle import split
 from liveavatar.checkpoint.files import DTYPES, Place, TensorFile
+from liveavatar.checkpoint.listing import digest_of, read_back
 from liveavatar.checkpoint.read import TensorSource
 from liveavatar.checkpoint.slab import SlabLayout
 from liveavatar.ops.quantise import KINDS
@@ -116,17 +117,12 @@ class StreamableFolder:
                 progress(len(piece))
             file.flush()
             os.fsync(file.fileno())
-        found = digest_of(draft)
-        if found != digest.hexdigest():
-            raise ValueError(
-                f"to={self.dir}: {draft} does not read back as it was written ({found} for {digest.hexdigest()}): "
-                "is the disk sound?"
-            )
+        read_back(draft, digest.hexdigest())
         draft.replace(path)
         self.slabs[slab.key] = {
             "file": slab.file,
             "nbytes": slab.layout.nbytes,
-            "sha256": found,
+            "sha256": digest.hexdigest(),
             "tensors": {
                 name: {"offset": entry.offset, "shape": list(entry.shape), "dtype": NAMES[entry.dtype]}
                 for name, entry in slab.layout.entries.items()
@@ -216,6 +212,10 @@ class Streamable:
         file, place = self.located(name, shape)
         return file.at(place.rows(start, stop))
 
+    def read_straight(self, name: str, shape: torch.Size, dtype: torch.dtype, room: Tensor, start: int) -> bool:
+        file, place = self.located(name, shape)
+        return file.straight(place, dtype, room, start)
+
     def located(self, name: str, shape: torch.Size) -> tuple[TensorFile, Place]:
         """The open file of a tensor, and its place there."""
         if name not in self._places:
@@ -252,17 +252,6 @@ def read_index(dir: Path) -> dict[str, Any]:
         return {"about": dict(index["about"]), "slabs": dict(index["slabs"])}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"weights.dir: {path} cannot be used ({error}): convert again") from error
-
-
-def digest_of(path: Path) -> str:
-    """SHA-256 of a file, read from the disk and not from memory where the system can be asked to."""
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        while piece := file.read(2**24):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _pieces(slab: Slab, source: TensorSource) -> Iterator[bytes | memoryview]:

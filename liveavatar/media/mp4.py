@@ -19,7 +19,7 @@ import av
 import numpy as np
 from av.container import OutputContainer
 from av.video.frame import PictureType
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 from jaxtyping import Float, UInt8
 
 from liveavatar.media.boxes import MOVIE_TIMESCALE, boxes, with_duration
@@ -74,6 +74,7 @@ class Mp4Writer:
         # holds the encoders for the life of the file; nothing is muxed into it
         self._encoders = av.open(io.BytesIO(), "w", format="mp4")
         self._video = _video_encoder(self._encoders, width, height, fps)
+        self._colours = VideoReformatter()  # one for all frames: making one takes longer than using it
         self._audio = self._encoders.add_stream("aac", rate=audio_rate, layout="mono") if audio_rate else None
         self._encoders.start_encoding()
         try:
@@ -133,7 +134,9 @@ class Mp4Writer:
 
     def _picture(self, pixels: np.ndarray, first: bool) -> av.VideoFrame:
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-        frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
+        frame = self._colours.reformat(
+            frame, format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+        )
         frame.pts, frame.time_base = self._frames, Fraction(1, self.fps)
         # a fragment begins with a picture that needs no other: it plays even if one before it is lost
         frame.pict_type = PictureType.I if first else PictureType.NONE

@@ -101,7 +101,9 @@ class ClipDecoding:
     def _decode(self) -> Decoded:
         held, self._held = self._held, {}
         clip = torch.cat(list(held.values()), dim=2)
-        frames = self.codec.decode(torch.cat((self.motion, clip), dim=2))[:, :, -LATENT_STRIDE * clip.shape[2] :]
+        # plain: these frames come back as motion, and latents keep their bits
+        frames = self.codec.decode(torch.cat((self.motion, clip), dim=2), plain=True)
+        frames = frames[:, :, -LATENT_STRIDE * clip.shape[2] :]
         if self._fresh:
             frames, self._fresh = frames[:, :, DROPPED_FRAMES:], False
         recent = frames[:, :, -MOTION_FRAMES:]

@@ -22,13 +22,15 @@ from liveavatar.sampling.scheduler import EulerSampler
 from liveavatar.settings import make_fabric, storage_type, thread_count
 from liveavatar.tracking import make_run_directory, stamp, start_log, write_metrics
 from liveavatar.training.autoencoder import initialise
-from liveavatar.training.data import Pictures, Source
+from liveavatar.training.data import Pictures
 from liveavatar.training.dit_stage import DitTask, initialise_dit
 from liveavatar.training.draws import DitSettings
 from liveavatar.training.latents import LatentStore
 from liveavatar.training.loop import LoopSettings, Task, Trainer
 from liveavatar.training.lora_stage import Adapters, LoraTask, average_gradients
+from liveavatar.training.sources import Source
 from liveavatar.training.speech_stage import SpeechTask, checked_source
+from liveavatar.training.text_stage import TextTask, checked_wishes
 from liveavatar.training.vae_stage import VaeSettings, VaeTask
 from liveavatar.training.weights import load_exported, load_initial
 
@@ -37,7 +39,7 @@ log = logging.getLogger(__name__)
 STEPS = 20_000
 """Optimiser steps of the stages that name none."""
 
-STAGES = ("vae", "speech", "latents", "dit", "lora")
+STAGES = ("vae", "speech", "text", "latents", "dit", "lora")
 
 
 @dataclass
@@ -99,7 +101,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
 def build_task(setting: Setting) -> Task:
     """The task of the configured stage."""
-    return {"vae": vae_task, "speech": speech_task, "dit": dit_task, "lora": lora_task}[setting.cfg.stage](setting)
+    tasks = {"vae": vae_task, "speech": speech_task, "text": text_task, "dit": dit_task, "lora": lora_task}
+    return tasks[setting.cfg.stage](setting)
 
 
 def vae_task(setting: Setting) -> Task:
@@ -128,6 +131,16 @@ def speech_task(setting: Setting) -> Task:
         load_initial({"speech": encoder}, Path(setting.loop.init).expanduser())
     lead = make(cfg.rollout, "rollout").lead_frames
     return SpeechTask(encoder.to(setting.device), hear, speech, lead, source, setting.device, STEPS)
+
+
+def text_task(setting: Setting) -> Task:
+    """The text encoder from fresh start values, or from exported ones."""
+    cfg, read, source = setting.cfg, make(setting.cfg.read, "read"), checked_wishes(setting.source)
+    torch.manual_seed(int(cfg.seed))
+    encoder, tokenizer = make(cfg.model.text, "model.text"), make(cfg.model.tokenizer, "model.tokenizer")
+    if setting.loop.init:
+        load_initial({"text": encoder}, Path(setting.loop.init).expanduser())
+    return TextTask(encoder.to(setting.device), tokenizer, read, source, setting.device, STEPS)
 
 
 def encode_clips(setting: Setting) -> dict[str, Any]:
@@ -171,10 +184,11 @@ def dit_task(setting: Setting) -> Task:
     if setting.loop.init:
         load_initial(models, Path(setting.loop.init).expanduser())
     trains = ["dit", "text", "speech"]
-    if settings.speech is not None:
-        trains.remove("speech")
-        load_exported(models["speech"], Path(settings.speech).expanduser() / "speech.safetensors")
-        models["speech"].requires_grad_(False)
+    for name, folder in (("speech", settings.speech), ("text", settings.text)):
+        if folder is not None:
+            trains.remove(name)
+            load_exported(models[name], Path(folder).expanduser() / f"{name}.safetensors")
+            models[name].requires_grad_(False)
     for module in models.values():
         module.to(setting.device)
     tokenizer = make(cfg.model.tokenizer, "model.tokenizer")

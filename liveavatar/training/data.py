@@ -1,4 +1,4 @@
-"""What training sees: sources of clips, and pictures of them rendered once and kept on disk."""
+"""What training sees: the procedural corpus, and pictures of clips rendered once and kept on disk."""
 
 from __future__ import annotations
 
@@ -6,89 +6,23 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from liveavatar.training.progress import progress
 from liveavatar.training.saving import save_array
+from liveavatar.training.sources import Look, Source, Talk, Told, Wish
 
 if TYPE_CHECKING:
     from liveavatar.training.toon import Clip, Identity, Motion
 
 HELD_OUT = 1_000_000
 """Seeds of the procedural corpus from here on are never trained on."""
-
-
-@dataclass(frozen=True)
-class Talk:
-    """A person who speaks: frames at 25 a second, mono sound at 16 kHz, a prompt; in step with one another.
-
-    `portrait` is the picture that a user would give of that person. `mouth` is as in `Look`; `curves` holds numbers
-    that say how the mouth moves (opening, width, rounding). Both are None where the source does not know.
-    """
-
-    frames: UInt8[np.ndarray, "t H W 3"]
-    sound: Float[np.ndarray, " samples"]
-    prompt: str
-    portrait: UInt8[np.ndarray, "H W 3"]
-    mouth: Float[np.ndarray, "t 4"] | None = None
-    curves: Float[np.ndarray, "t k"] | None = None
-
-
-@dataclass(frozen=True)
-class Look:
-    """Pictures without sound; `mouth` is left, top, right, bottom of the mouth in shares of width and height."""
-
-    frames: UInt8[np.ndarray, "t H W 3"]
-    mouth: Float[np.ndarray, "t 4"]
-
-
-@runtime_checkable
-class Source(Protocol):
-    """Where clips come from. Clips are told by number; a number gives the same clip for ever.
-
-    `kept` are the numbers to train on, `held_out` those to validate with. `token` tells this source from all others,
-    so that what is cached of it is never taken for another's.
-    """
-
-    @property
-    def token(self) -> str: ...
-
-    @property
-    def kept(self) -> Sequence[int]: ...
-
-    @property
-    def held_out(self) -> Sequence[int]: ...
-
-    def look(self, number: int, frames: int, size: tuple[int, int]) -> Look: ...
-
-    def talk(self, number: int, size: tuple[int, int]) -> Talk: ...
-
-
-@dataclass(frozen=True)
-class Told:
-    """Sound at 16 kHz, and the curves of the mouth that belongs to it at 25 frames a second."""
-
-    sound: Float[np.ndarray, " samples"]
-    curves: Float[np.ndarray, "t k"]
-
-
-@runtime_checkable
-class TellingSource(Protocol):
-    """A source that knows how mouths move, without drawing them."""
-
-    @property
-    def kept(self) -> Sequence[int]: ...
-
-    @property
-    def held_out(self) -> Sequence[int]: ...
-
-    def tell(self, number: int) -> Told: ...
 
 
 @dataclass(frozen=True)
@@ -203,21 +137,26 @@ class ToonSource:
         identities: people to train on; they are seeds 0, 1, ….
         seconds: length of a talking clip.
         held_out: people to validate with, from seed 1,000,000 on.
+        sounds: folder of what they say, kept beforehand (`python -m liveavatar.training.toon --sounds`); null asks
+            espeak-ng.
     """
 
-    def __init__(self, identities: int = 512, seconds: float = 8.0, held_out: int = 32) -> None:
+    def __init__(
+        self, identities: int = 512, seconds: float = 8.0, held_out: int = 32, sounds: str | None = None
+    ) -> None:
         for key, value in (("identities", identities), ("held_out", held_out), ("seconds", seconds)):
             if value <= 0:
                 raise ValueError(f"data.{key}={value} must be above 0")
         self.kept, self.seconds = range(identities), seconds
         self.held_out = range(HELD_OUT, HELD_OUT + held_out)
+        self.sounds = Path(sounds).expanduser() if sounds else None
 
     SPLIT = "validation"
     """Faces, voices and languages of the clips held out."""
 
     @property
     def token(self) -> str:
-        return f"toon {self.seconds}"
+        return f"toon 2 {self.seconds}"  # 2: heads and lids follow the voice
 
     def look(self, number: int, frames: int, size: tuple[int, int]) -> Look:
         from liveavatar.training.toon import Identity, random_motion, render
@@ -229,19 +168,37 @@ class ToonSource:
         clip = self._clip(number)
         return Told(clip.audio, _curves(clip.motion))
 
+    @property
+    def choices(self) -> dict[str, tuple[str, ...]]:
+        """What a prompt may ask for (`text_stage.WishingSource`)."""
+        from liveavatar.metrics.toon_prompt import EMOTIONS, GESTURES, LIGHTS
+
+        return {"emotion": EMOTIONS, "light": tuple(LIGHTS), "gesture": GESTURES}
+
+    def wish(self, rng: np.random.Generator) -> Wish:
+        """A prompt of its own kind, with the place of each of its wishes among the `choices`."""
+        from liveavatar.training.toon.prompts import Attributes, write_prompt
+
+        asked = Attributes.sample(rng)
+        places = tuple(options.index(getattr(asked, name)) for name, options in self.choices.items())
+        return Wish(write_prompt(asked, rng), places)
+
     def _clip(self, number: int) -> Clip:
         from liveavatar.training.toon import make_clip
+        from liveavatar.training.toon.kept import kept_sound
 
-        return make_clip(number, self.seconds, split="train" if number < HELD_OUT else self.SPLIT)
+        split = "train" if number < HELD_OUT else self.SPLIT
+        spoken = kept_sound(self.sounds, number, self.seconds, split) if self.sounds else None
+        return make_clip(number, self.seconds, split=split, spoken=spoken)
 
     def talk(self, number: int, size: tuple[int, int]) -> Talk:
         from liveavatar.training.toon import render, render_still
 
         clip = self._clip(number)
         motion, curves = clip.motion, _curves(clip.motion)
-        boxes = mouth_boxes(clip.identity, motion, size)
+        boxes, eyes = mouth_boxes(clip.identity, motion, size), eye_boxes(clip.identity, motion, size)
         portrait = render_still(clip.identity, size)
-        return Talk(render(clip.identity, motion, size), clip.audio, clip.prompt, portrait, boxes, curves)
+        return Talk(render(clip.identity, motion, size), clip.audio, clip.prompt, portrait, boxes, curves, eyes)
 
 
 def _curves(motion: Motion) -> Float[np.ndarray, "t 3"]:
@@ -250,10 +207,21 @@ def _curves(motion: Motion) -> Float[np.ndarray, "t 3"]:
 
 def mouth_boxes(who: Identity, motion: Motion, size: tuple[int, int]) -> Float[np.ndarray, "t 4"]:
     """Left, top, right and bottom of the mouth with some room around it, in shares of the picture."""
+    return _boxes(who, motion, size, ("mouth_left", "mouth_right", "mouth_top", "mouth_bottom"), 0.12)
+
+
+def eye_boxes(who: Identity, motion: Motion, size: tuple[int, int]) -> Float[np.ndarray, "t 4"]:
+    """The same around both eyes and their brows."""
+    return _boxes(who, motion, size, ("eye_left", "eye_right", "brow_left", "brow_right"), 0.2)
+
+
+def _boxes(
+    who: Identity, motion: Motion, size: tuple[int, int], names: Sequence[str], margin: float
+) -> Float[np.ndarray, "t 4"]:
     from liveavatar.training.toon import landmarks
 
     places = landmarks(who, motion, size)
-    corners = np.stack([places[name] for name in ("mouth_left", "mouth_right", "mouth_top", "mouth_bottom")])
-    room = 0.12 * places["unit_px"][:, None]
+    corners = np.stack([places[name] for name in names])
+    room = margin * places["unit_px"][:, None]
     boxes = np.concatenate((corners.min(0) - room, corners.max(0) + room), axis=1)
     return (boxes / [size[1], size[0], size[1], size[0]]).clip(0, 1).astype(np.float32)

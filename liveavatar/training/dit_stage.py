@@ -88,7 +88,10 @@ class DitTask:
         given, n = self.settings, len(passage.sigmas)
         cuts = [slice(start * BLOCK_LATENTS, (start + n) * BLOCK_LATENTS) for start in passage.starts]
         clean = self._stack([clip.latents[:, cut] for clip, cut in zip(clips, cuts, strict=True)])
-        mouth = self._stack([clip.mouth[cut] for clip, cut in zip(clips, cuts, strict=True)])
+        mouth, eyes = (
+            self._stack([getattr(clip, name)[cut] for clip, cut in zip(clips, cuts, strict=True)]).unsqueeze(1)
+            for name in ("mouth", "eyes")
+        )
         seen = clean + passage.corruption * self._noise(clean, generator)
         noise = self._noise(clean, generator)
         text = self._words([clip.prompt if rng.random() >= given.drop_text else "" for clip in clips])
@@ -111,7 +114,7 @@ class DitTask:
                 )
             )
         made = clip_velocities(self.parts.dit, sinks, blocks, text, self.rollout.cache_frames)
-        weight = 1 + given.mouth * mouth.unsqueeze(1)
+        weight = 1 + given.mouth * mouth + given.eyes * eyes
         error = velocity_error(torch.cat(made, dim=2), noise - clean, weight / weight.mean())
         figures = {"velocity": float(error.detach()), "sigma": float(np.mean(passage.sigmas))}
         told = self._listening(clips, passage, heard) if given.listen else None

@@ -17,6 +17,7 @@ class DitSettings:
 
     vae: folder of exported VAE weights (`vae.safetensors`).
     speech: folder of an exported speech encoder (`speech.safetensors`), which stays as it is; null trains one along.
+    text: folder of an exported text encoder (`text.safetensors`), which stays as it is; null trains one along.
     clips: clips of a batch.
     blocks: blocks of a clip that pass at once; more than the ring holds, so that it is seen wrapped.
     young: share of batches at the start of a stream, where the portrait is the reference; others stand anywhere up to
@@ -26,7 +27,7 @@ class DitSettings:
     sampler_levels: share of noise levels that are one of the sampler's; others are drawn from all.
     corruption: largest deviation of noise added to clean latents (blocks and refreshed reference), in half the batches.
     drop_text, drop_audio: share of clips without prompt, without voice.
-    mouth: by how much more than others the latent pixels around the mouth count.
+    mouth, eyes: by how much more than others the latent pixels around the mouth, the eyes and brows count.
     listen: weight of the loss by which the speech encoder tells the mouth's curves, where the data know them.
     held_out_blocks: blocks of each clip that is generated for validation; `held_out_clips` of them.
 
@@ -35,6 +36,7 @@ class DitSettings:
 
     vae: str | None = None
     speech: str | None = None
+    text: str | None = None
     clips: int = 4
     blocks: int = 6
     young: float = 0.35
@@ -45,6 +47,7 @@ class DitSettings:
     drop_text: float = 0.1
     drop_audio: float = 0.05
     mouth: float = 2.0
+    eyes: float = 0.0
     listen: float = 0.5
     held_out_blocks: int = 8
     held_out_clips: int = 2
@@ -56,7 +59,7 @@ class DitSettings:
         for key in ("young", "independent", "sampler_levels", "drop_text", "drop_audio"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"dit.{key}={getattr(self, key)} is a share: use 0 to 1")
-        for key in ("corruption", "mouth", "listen"):
+        for key in ("corruption", "mouth", "eyes", "listen"):
             if getattr(self, key) < 0:
                 raise ValueError(f"dit.{key}={getattr(self, key)} cannot be negative")
 

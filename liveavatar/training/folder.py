@@ -12,7 +12,7 @@ import torch
 from liveavatar.media.audio import load_voice
 from liveavatar.media.video import fit_frame, probe, read_video
 from liveavatar.sampling.conditioning import DROPPED_FRAMES
-from liveavatar.training.data import Look, Talk
+from liveavatar.training.sources import Look, Talk
 from liveavatar.types import BLOCK_FRAMES, FPS, SPEECH_RATE
 
 KEY = "data.dir"

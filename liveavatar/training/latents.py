@@ -24,9 +24,10 @@ from liveavatar.models.vae.codec import WanCodec
 from liveavatar.sampling.conditioning import DROPPED_FRAMES
 from liveavatar.sampling.decoding import MOTION_FRAMES, WARM_LATENTS
 from liveavatar.training.autoencoder import encoder_half
-from liveavatar.training.data import Source, Talk, box_mask
+from liveavatar.training.data import box_mask
 from liveavatar.training.progress import progress
 from liveavatar.training.saving import write_whole
+from liveavatar.training.sources import Source, Talk
 from liveavatar.types import BLOCK_FRAMES, BLOCK_LATENTS, LATENT_STRIDE
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class Encoded:
     reference: Float[Tensor, "16 1 h w"]
     motion: Float[Tensor, "16 m h w"]
     mouth: Float[Tensor, "f h w"]
+    eyes: Float[Tensor, "f h w"]
     sound: Float[Tensor, " samples"]
     curves: Float[Tensor, "t k"] | None
     prompt: str
@@ -68,7 +70,7 @@ class LatentStore:
         if not numbers:
             raise ValueError("data holds no clip: give at least one to train on and one to validate with")
         self.source, self.numbers, self.size, self.codec, self.device = source, list(numbers), size, codec, device
-        key = hashlib.sha256(f"{source.token} {size} {fingerprint(codec)}".encode()).hexdigest()[:12]
+        key = hashlib.sha256(f"2 {source.token} {size} {fingerprint(codec)}".encode()).hexdigest()[:12]  # 2: with eyes
         self.folder = folder / f"latents-{key}"
 
     def prepare(self) -> int:
@@ -98,6 +100,7 @@ class LatentStore:
             held["reference"].float(),
             held["motion"].float(),
             held["mouth"].float(),
+            held["eyes"].float(),
             held["sound"].float() / 32767,
             held.get("curves"),
             prompt,
@@ -134,7 +137,8 @@ def encode_talk(talk: Talk, codec: WanCodec, size: tuple[int, int], device: torc
         "latents": kept[0, :, WARM_LATENTS:].half(),
         "reference": kept[0, :, :1].half(),
         "motion": still_motion(kept[0, :, :WARM_LATENTS]).half(),
-        "mouth": mouth_mask(talk.mouth, frames, size).half(),
+        "mouth": box_share(talk.mouth, frames, size).half(),
+        "eyes": box_share(talk.eyes, frames, size).half(),
         "sound": torch.from_numpy((np.clip(talk.sound, -1, 1) * 32767).round().astype(np.int16)),
     }
     if talk.curves is not None:
@@ -156,12 +160,12 @@ def lagged(frames: int, wanted: int) -> np.ndarray:
     return (np.arange(wanted) - DROPPED_FRAMES).clip(0, frames - 1)
 
 
-def mouth_mask(mouth: np.ndarray | None, frames: np.ndarray, size: tuple[int, int]) -> Float[Tensor, "f h w"]:
-    """How much of each latent pixel lies around the mouth; zeros where that is not known."""
+def box_share(boxes: np.ndarray | None, frames: np.ndarray, size: tuple[int, int]) -> Float[Tensor, "f h w"]:
+    """How much of each latent pixel lies in the boxes of its frames; zeros where they are not known."""
     height, width = size[0] // 8, size[1] // 8
-    if mouth is None:
+    if boxes is None:
         return torch.zeros(len(frames) // LATENT_STRIDE, height, width)
-    mask = box_mask(torch.from_numpy(mouth[frames]).float()[None], size)
+    mask = box_mask(torch.from_numpy(boxes[frames]).float()[None], size)
     return torch.nn.functional.avg_pool3d(mask, (LATENT_STRIDE, 8, 8))[0]
 
 

@@ -27,6 +27,13 @@ def edges(made: Video, wanted: Video, weight: Float[Tensor, "b 1 t H W"], eps: f
     return ((left * charbonnier(across, eps)).mean() + (top * charbonnier(down, eps)).mean()) / weight.mean()
 
 
+def motion(made: Video, wanted: Video, weight: Float[Tensor, "b 1 t H W"], eps: float) -> Float[Tensor, ""]:
+    """The same distance between a frame and the next: what moves is a small part of a picture; 0 for a still."""
+    if made.shape[2] < 2:
+        return made.new_zeros(())
+    return (weight[:, :, 1:] * charbonnier((made - wanted).diff(dim=2), eps)).mean() / weight.mean()
+
+
 def kl(mean: Float[Tensor, ...], log_variance: Float[Tensor, ...]) -> Float[Tensor, ""]:
     """Divergence of the posterior from a standard normal, in nats per latent value."""
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()

@@ -103,6 +103,9 @@ def _write(path: Path, video: Tensor, clip: Encoded) -> None:
     frames = ((video[0].permute(1, 2, 3, 0).clamp(-1, 1) + 1) * 127.5).to(torch.uint8).numpy()
     length = len(frames) * SPEECH_RATE // FPS
     sound = clip.sound[:length].numpy()
-    writer = Mp4Writer(path, frames.shape[2], frames.shape[1], FPS, SPEECH_RATE)
+    try:
+        writer = Mp4Writer(path, frames.shape[2], frames.shape[1], FPS, SPEECH_RATE)
+    except ImportError:  # a machine without PyAV: the pictures beside it tell enough
+        return
     writer.write(frames, np.pad(sound, (0, length - len(sound))))
     writer.close()

@@ -24,9 +24,11 @@ class Bar:
         self._bar: Any = None
 
     def __enter__(self) -> Bar:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+        try:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        except ImportError:  # a bare machine: the log alone tells
+            return self
         console = Console(stderr=True)
         if not self.quiet and console.is_terminal and self.total:
             columns = (TextColumn(self.what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[words]}"))

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from liveavatar.intake import SpeechSettings
 from liveavatar.models.speech import PcmBuffer, SpeechEncoder, WindowAudio
 from liveavatar.training.checkpoint import export_module
-from liveavatar.training.data import TellingSource, Told
 from liveavatar.training.loop import Draw
+from liveavatar.training.sources import TellingSource, Told
 from liveavatar.types import BLOCK_FRAMES, FPS
 
 log = logging.getLogger(__name__)

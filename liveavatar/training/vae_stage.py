@@ -18,7 +18,7 @@ from liveavatar.training.checkpoint import export_module
 from liveavatar.training.data import PictureBatch, Pictures
 from liveavatar.training.grid import save_grid
 from liveavatar.training.loop import Draw
-from liveavatar.training.losses import edges, kl, psnr, reconstruction
+from liveavatar.training.losses import edges, kl, motion, psnr, reconstruction
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,8 @@ class VaeSettings:
     phases: in order, each with steps, size, frames, batch.
     picture_frames: frames kept of each person of the data.
     eps: below this error the loss is quadratic.
-    edges: weight of the pictures' differences of neighbours.
+    edges: weight of the pictures' differences of neighbours. motion: that of a clip's differences of frames: four of
+        them share a latent, which shows their mean for long where nothing asks for more.
     kl: weight of the divergence from a normal posterior, per latent value.
     mouth: by how much more than others the pixels around the mouth count.
     statistics: batches from which the latents' mean and deviation are measured at the end.
@@ -67,6 +68,7 @@ class VaeSettings:
     picture_frames: int = 25
     eps: float = 0.01
     edges: float = 0.5
+    motion: float = 0.0
     kl: float = 1e-4
     mouth: float = 2.0
     statistics: int = 64
@@ -131,6 +133,7 @@ class VaeTask:
         parts = {
             "pixels": reconstruction(made, video, weight, given.eps),
             "edges": given.edges * edges(made, video, weight, given.eps),
+            "motion": given.motion * motion(made, video, weight, given.eps),
             "kl": given.kl * kl(mean, log_variance),
         }
         return torch.stack(list(parts.values())).sum(), {

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from liveavatar.benching.abouts import ABOUTS, PLANS
 from liveavatar.benching.conduct import Turn
@@ -16,14 +17,18 @@ from liveavatar.benching.rows import Row, gpu_rows
 from liveavatar.benching.sizes import keywords
 from liveavatar.benching.summary import compared, summarise
 from liveavatar.benching.table import markdown
+from liveavatar.benching.ways import Pageable, Prefix
 from liveavatar.memory.sizes import DitSizes, Picture
+from liveavatar.strategies import sources
+from liveavatar.strategies.stream import FsdpStream
 from tests.bench.jobs import JOB
 
 SIZES = DitSizes.of(keywords("tiny"))
 PICTURE = Picture(64, 64)
 EXACT = (
     "resident_plain", "stream_k1", "stream_k2", "stream_k4", "stream_k4_auto", "stream_k4_plain", "stream_k4_r3",
-    "accelerate", "diffusers_leaf", "diffusers_block", "double_buffer",
+    "stream_k4_prefix_auto", "stream_k4_pageable", "accelerate", "accelerate_hook",
+    "diffusers_leaf", "diffusers_block", "double_buffer",
     "fsdp2_reference", "fsdp2_units", "fsdp2_offload",
 )  # fmt: skip
 LOSSY = ("resident_fp8", "stream_k4_fp8")
@@ -125,6 +130,37 @@ def test_peers_bring_in_every_weight_once_a_cell(ran: dict[str, dict[str, Any]])
     leaves = _found(ran, "weights diffusers_leaf")
     assert 0 < leaves["weights_in_per_cell"] < PARAMETERS  # what is used without a call rests on the device
     assert leaves["weights_in_per_cell"] + leaves["weights_device_bytes"] > PARAMETERS
+
+
+def test_a_model_that_comes_in_at_once_stays(ran: dict[str, dict[str, Any]]) -> None:
+    found = _found(ran, "weights accelerate_hook")
+    assert found["weights_in_per_cell"] == found["fetches_per_cell"] == 0  # it came before what is measured
+    assert found["weights_device_bytes"] == PARAMETERS
+
+
+def test_an_ablation_differs_from_ours_in_one_choice(ran: dict[str, dict[str, Any]]) -> None:
+    assert Prefix(resident=2).settled(range(6)) == ["blocks.0", "blocks.1"]
+    assert FsdpStream(resident=2).settled(range(6)) == ["blocks.1", "blocks.4"]
+    ours = _found(ran, "weights stream_k4")
+    for name, other in (("stream_k4_pageable", ours), ("stream_k4_prefix_auto", _found(ran, "weights stream_k4_auto"))):
+        found = _found(ran, f"weights {name}")
+        for column in ("weights_in_per_cell", "fetches_per_cell", "weights_device_bytes"):
+            assert found[column] == other[column], (name, column)
+
+
+def test_pageable_memory_is_asked_for_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def placed(self: FsdpStream, dit: object, source: object, dtype: object) -> None:
+        room = sources.allocate(64, torch.device("cpu"), pinned=True)
+        sources.pin(room)  # would need CUDA
+        seen.append(room.nbytes)
+
+    monkeypatch.setattr(FsdpStream, "place", placed)
+    Pageable().place(None, None, torch.float32)  # type: ignore[arg-type]
+    assert seen == [64]
+    with pytest.raises((AssertionError, RuntimeError)):
+        FsdpStream().place(None, None, torch.float32)  # type: ignore[arg-type]
 
 
 def test_cells_in_flight_divide_what_comes_in(ran: dict[str, dict[str, Any]]) -> None:

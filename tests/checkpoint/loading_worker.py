@@ -7,6 +7,7 @@ import struct
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -25,20 +26,27 @@ RANKS = 8
 
 def write_holes(folder: Path, dit: AvatarDiT, shards: int = 4) -> None:
     """The published shards and their index, headers only: the numbers are holes, which take no room on the disk."""
-    names = {DIT.to_published(name): list(p.shape) for name, p in dit.named_parameters()}
+    names = {DIT.to_published(name): p.shape for name, p in dit.named_parameters()}
     where: dict[str, str] = {}
     for number in range(shards):
         file = f"{DIT_STEM}-{number + 1:05d}-of-{shards:05d}.safetensors"
-        entries, end = {}, 0
-        for name in sorted(names)[number::shards]:
-            nbytes = 2 * torch.Size(names[name]).numel()
-            entries[name] = {"dtype": "BF16", "shape": names[name], "data_offsets": [end, end + nbytes]}
-            where[name], end = file, end + nbytes
-        header = json.dumps(entries).encode()
-        with (folder / file).open("wb") as written:
-            written.write(struct.pack("<Q", len(header)) + header)
-            written.truncate(8 + len(header) + end)
+        held = {name: names[name] for name in sorted(names)[number::shards]}
+        write_hole(folder / file, held)
+        where |= dict.fromkeys(held, file)
     (folder / f"{DIT_STEM}.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+
+
+def write_hole(path: Path, shapes: Mapping[str, torch.Size]) -> None:
+    """One safetensors file of bfloat16 tensors, of which only the header is written."""
+    entries, end = {}, 0
+    for name, shape in shapes.items():
+        nbytes = 2 * shape.numel()
+        entries[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [end, end + nbytes]}
+        end += nbytes
+    header = json.dumps(entries).encode()
+    with path.open("wb") as written:
+        written.write(struct.pack("<Q", len(header)) + header)
+        written.truncate(8 + len(header) + end)
 
 
 class Watch(threading.Thread):

@@ -96,6 +96,7 @@ def test_a_run_attaches_and_swaps_them_between_chunks(tmp_path: Path) -> None:
         return latents_of(chunks)
 
     plain, changed = run(), run(f"adapters=[{{path: {path}, weight: 2}}]")
+    assert "adapters: a × 2, " in (tmp_path / "1False" / "run.log").read_text()
     assert not torch.equal(plain[:1], changed[:1])
     swapped = run(f"adapters=[{{path: {path}, weight: 2}}]", swap=True)
     assert torch.equal(swapped[:2], changed[:2])

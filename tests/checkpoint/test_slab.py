@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+from liveavatar.checkpoint.files import TensorFile
+from liveavatar.checkpoint.keymap import KeyMap
 from liveavatar.checkpoint.read import RandomWeights
+from liveavatar.checkpoint.shards import Shards
 from liveavatar.checkpoint.slab import ALIGN, SlabLayout, allocate, point, vacate
 
 CPU = torch.device("cpu")
@@ -78,6 +83,32 @@ def test_a_shard_reads_only_what_lies_in_it() -> None:
         found.append(source.asked)
     assert "unit.a.weight" in found[0]
     assert found[2] == ["unit.c.weight"]
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_files_of_the_same_type_are_read_straight_into_the_slab(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: int, stored: torch.dtype
+) -> None:
+    """The bits of a copied read, whether a tensor was stored as it rests or not; no copy is made where it was."""
+    unit, layout = _unit(), SlabLayout.of(_unit(), torch.bfloat16, parts)
+    random = RandomWeights(0)
+    held = {f"unit.{name}": random.read(name, p.shape).to(stored) for name, p in unit.named_parameters()}
+    held["unit.c.weight"] = held["unit.c.weight"].t().contiguous().t()  # torch files may hold rows apart
+    torch.save(held, tmp_path / "a.pth")
+    source, real = Shards([tmp_path / "a.pth"], KeyMap("unit", [("{*}", "{*}")])), TensorFile.at
+    copied: list[int] = []
+    monkeypatch.setattr(TensorFile, "at", lambda self, place: (copied.append(place.offset), real(self, place))[1])
+    found, size = [], layout.nbytes // parts
+    for part in range(parts):
+        found.append(allocate(size, CPU))
+        layout.fill(found[-1], source, "unit", start=part * size)
+    for name, view in layout.views(torch.cat(found)).items():
+        assert torch.equal(view, held[f"unit.{name}"].to(torch.bfloat16)), name
+    if stored == torch.bfloat16:
+        assert set(copied) == {source.place("unit.c.weight").offset}
+    else:
+        assert {source.place(name).offset for name in held} <= set(copied)
 
 
 def test_units_are_vacated_and_pointed_without_a_copy() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from liveavatar.models.vae import LATENTS_MEAN, LATENTS_STD, WanCodec, stream_decode, stream_encode
+from liveavatar.models.vae.quick import _short, plain_layers
 
 TINY = {"base_dim": 4}
 
@@ -48,6 +49,49 @@ def test_it_is_the_librarys_own_codec_with_statistics(codec, latents, video):
     torch.testing.assert_close(codec.encode(video), expected, atol=2e-6, rtol=0)
     decoded = codec.vae.decode(codec.denormalise(latents)).sample
     torch.testing.assert_close(codec.decode(latents), decoded, atol=3e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(3, 2), (8, 8), (10, 14)])
+def test_the_short_way_differs_by_rounding_and_leaves_the_same_state(codec, size):
+    latents = torch.randn(1, 16, 5, *size, generator=torch.Generator().manual_seed(4))
+    frames, state = stream_decode(codec, latents)
+    with plain_layers():
+        expected, kept = stream_decode(codec, latents)
+    torch.testing.assert_close(frames, expected, atol=5e-5, rtol=0)  # a grey level is 8e-3
+    for slot, other in zip(state.cache, kept.cache, strict=True):
+        torch.testing.assert_close(slot, other, atol=1e-4, rtol=1e-4)
+        assert getattr(slot, "shape", slot) == getattr(other, "shape", other)
+    assert torch.equal(codec.decode(latents, plain=True), expected)
+
+
+def test_the_short_way_is_taken_where_nobody_learns(codec):
+    block = codec.vae.decoder.mid_block.resnets[0]
+    seen = []
+
+    def takes(x: torch.Tensor) -> bool:
+        return _short(block, lambda x, cache: True, x, [])
+
+    x = torch.zeros(1, 16, 1, 2, 2)
+    seen.append(takes(x))
+    seen.append(takes(x.clone().requires_grad_()))
+    block.requires_grad_(True)
+    seen.append(takes(x))
+    with torch.no_grad():
+        seen.append(takes(x))
+    block.requires_grad_(False)
+    with plain_layers():
+        seen.append(takes(x))
+    assert seen == [True, False, False, True, False]
+
+
+def test_a_decoder_that_learns_is_not_written_over(codec, latents):
+    state = codec.state_dict()
+    learner = WanCodec(**TINY)
+    learner.load_state_dict(state)
+    learner.vae.decoder.requires_grad_(True)
+    learner.decode(latents[:, :, :2]).square().mean().backward()
+    gradients = [p.grad for p in learner.vae.decoder.parameters()]
+    assert all(g is not None and g.isfinite().all() for g in gradients)
 
 
 def test_values_are_clamped(codec, latents):

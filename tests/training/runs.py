@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from liveavatar.config import compose
-from liveavatar.training.assembly import train
+from liveavatar.train import train
 
 PHASES = "vae.phases=[{steps: 2, size: [32, 32], frames: 1, batch: 2}, {steps: 2, size: [64, 64], frames: 5, batch: 1}]"
 

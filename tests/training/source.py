@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from liveavatar.training.data import Look, Talk, Told
+from liveavatar.training.sources import Look, Talk, Told, Wish
 from liveavatar.types import FPS, SPEECH_RATE
 
 
 class Discs:
     """Clips of `seconds`; person and tone of a number are functions of it."""
 
-    def __init__(self, identities: int = 4, seconds: float = 1.4, held_out: int = 1) -> None:
+    def __init__(self, identities: int = 4, seconds: float = 1.4, held_out: int = 1, sounds: str | None = None) -> None:
         self.kept, self.held_out, self.seconds = range(identities), range(1000, 1000 + held_out), seconds
 
     @property
@@ -36,6 +36,13 @@ class Discs:
         talk = self.talk(number, (16, 16))
         assert talk.curves is not None
         return Told(talk.sound, talk.curves)
+
+    choices = {"colour": ("red", "green"), "size": ("small", "large", "huge")}  # noqa: RUF012 - a source's own
+
+    def wish(self, rng: np.random.Generator) -> Wish:
+        places = tuple(int(rng.integers(len(options))) for options in self.choices.values())
+        said = [options[place] for options, place in zip(self.choices.values(), places, strict=True)]
+        return Wish(f"A {said[1]} disc in {said[0]}.", places)
 
 
 def _drawn(number: int, opening: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -7,6 +7,7 @@ import torch
 
 from liveavatar.models.vae import WanCodec
 from liveavatar.training.autoencoder import Autoencoder, Moments, fold_statistics, initialise, latent_size
+from liveavatar.training.losses import motion
 
 
 @pytest.fixture
@@ -69,3 +70,15 @@ def test_folding_gives_unit_latents_and_the_same_pictures(codec: WanCodec) -> No
     assert latents.mean((0, 2, 3, 4)).abs().max() < 1e-5
     torch.testing.assert_close(latents.std((0, 2, 3, 4), correction=0), torch.ones(16), atol=1e-4, rtol=0)
     torch.testing.assert_close(codec.decode(latents), before, atol=1e-4, rtol=1e-3)
+
+
+def test_what_moves_has_a_loss_of_its_own() -> None:
+    still = torch.zeros(1, 3, 3, 4, 4)
+    blink = still.clone()
+    blink[:, :, 1, 0, 0] = 1
+    weight = torch.ones(1, 1, 3, 4, 4)
+    shifted = motion(still + 0.5, still, weight, 1e-6)
+    assert shifted < 1e-5
+    # one pixel of sixteen is wrong by 1 in both differences
+    assert motion(blink, still, weight, 1e-6) == pytest.approx(1 / 16, rel=1e-3)
+    assert motion(blink[:, :, :1], still[:, :, :1], weight[:, :, :1], 1e-6) == 0

@@ -10,10 +10,12 @@ import torch
 
 from liveavatar.media.mp4 import Mp4Writer
 from liveavatar.sampling.scheduler import EulerSampler
-from liveavatar.training.data import HELD_OUT, Look, Pictures, ToonSource, assemble, cut_out
+from liveavatar.training.data import HELD_OUT, Pictures, ToonSource, assemble, cut_out, eye_boxes, mouth_boxes
 from liveavatar.training.draws import DitSettings, draw_passage
 from liveavatar.training.folder import FolderSource
-from liveavatar.training.latents import lagged
+from liveavatar.training.latents import box_share, lagged
+from liveavatar.training.sources import Look
+from liveavatar.training.toon import Identity, idle
 from tests.training.source import Discs
 
 
@@ -114,6 +116,23 @@ def test_toons_are_a_source_and_strangers_are_held_out() -> None:
     left, top, right, bottom = look.mouth[0]
     assert 0.2 < left < 0.5 < right < 0.8
     assert 0.5 < top < bottom < 0.9
+
+
+def test_eyes_and_brows_are_told_apart_from_the_mouth() -> None:
+    who, motion = Identity.sample(2), idle(2, 8)
+    eyes, mouth = (
+        box_share(boxes(who, motion, (128, 128)), np.arange(8), (128, 128)) for boxes in (eye_boxes, mouth_boxes)
+    )
+    assert eyes.shape == mouth.shape == (2, 16, 16)
+    rows = torch.arange(16.0)[:, None]
+    assert float((eyes[0] * rows).sum() / eyes[0].sum()) + 2 < float((mouth[0] * rows).sum() / mouth[0].sum())
+    assert 6 < float(eyes[0].sum()) < 40
+    assert not box_share(None, np.arange(8), (128, 128)).any()
+
+
+def test_weights_of_a_face_cannot_be_negative() -> None:
+    with pytest.raises(ValueError, match=r"dit\.eyes=-1"):
+        DitSettings(eyes=-1.0)
 
 
 def test_the_picture_lags_as_inference_drops() -> None:

@@ -21,6 +21,7 @@ from liveavatar.checkpoint.lora import LoraWeights
 from liveavatar.checkpoint.read import RandomWeights
 from liveavatar.config import make
 from liveavatar.training import loop, saving
+from liveavatar.training.data import ToonSource
 from liveavatar.training.dit_stage import initialise_dit
 from liveavatar.training.loop import Draw
 from tests.training.runs import config, journal, overrides, run
@@ -97,6 +98,33 @@ def test_a_speech_encoder_learns_apart_and_then_stays(vae: Path) -> None:
     ]  # fmt: skip
     before, after = (load_file(folder / "speech.safetensors") for folder in (heard, vae / "apart" / "export"))
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_text_encoder_learns_to_read_apart_and_then_stays(vae: Path) -> None:
+    given = ["train.lr=0.01", "read.prompts=8", "read.held_out=40", "train.save_every=50", "train.ema=0.9"]
+    figures = run(vae, "text", *given, "train.steps=150")
+    assert figures["validation/read_colour"] > 0.9
+    assert figures["validation/read_size"] > 0.8
+    read = vae / "text" / "export"
+    fixed = [f"dit.vae={vae / 'vae' / 'export'}", f"dit.text={read}", f"output.dir={vae / 'reads'}"]
+    run(vae, "dit", *fixed, "train.steps=2", "train.save_every=1")
+    before, after = (load_file(folder / "text.safetensors") for folder in (read, vae / "reads" / "export"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_prompts_are_known_by_what_they_ask_for() -> None:
+    from liveavatar.training.folder import FolderSource
+    from liveavatar.training.text_stage import checked_wishes
+    from liveavatar.training.toon.prompts import read_prompt
+
+    source, rng = checked_wishes(ToonSource(2, 1.0, 1)), np.random.default_rng(0)
+    for _ in range(50):
+        wish = source.wish(rng)
+        asked = [options[place] for options, place in zip(source.choices.values(), wish.options, strict=True)]
+        read = read_prompt(wish.prompt)
+        assert asked == [read.emotion, read.light, read.gesture]
+    with pytest.raises(ValueError, match="data=toon"):
+        checked_wishes(FolderSource.__new__(FolderSource))
 
 
 def test_what_is_heard_before_a_block_is_its_own_window(vae: Path) -> None:
@@ -287,6 +315,7 @@ def test_another_configuration_is_refused_with_the_differences(tmp_path: Path) -
         ("vae", ["train.products=fp8"], r"train\.products='fp8'"),
         ("lora", ["train.optimiser=muon"], r"train\.optimiser=muon"),
         ("speech", ["hear.windows=0"], r"hear\.windows=0"),
+        ("text", ["read.prompts=0"], r"read\.prompts=0"),
         ("dit", ["dit.young=2"], r"dit\.young=2"),
         ("lora", ["lora.rank=0"], r"lora\.rank=0"),
         ("vae", ["logger.wandb=loud"], r"logger\.wandb='loud'"),

@@ -10,7 +10,8 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock, 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from liveavatar.models.vae.seams import Seams, between, make_divisible, mended
+from liveavatar.models.vae.quick import make_quick, plain_layers, product
+from liveavatar.models.vae.seams import Seams, between, divided, make_divisible, mended
 from liveavatar.models.vae.streaming import FeatureCache, stream_decode, stream_encode
 
 LATENTS_MEAN = (
@@ -79,6 +80,7 @@ class WanCodec(nn.Module):
             elif isinstance(part, WanRMS_norm):
                 part.forward = partial(_normalise, part)
         make_divisible(self.vae.decoder, WanAttentionBlock)
+        make_quick(self.vae.decoder, _quick)  # the encoder stays as it is: latents keep their bits
         self.encoder_slots = _convolutions(self.vae.encoder)
         self.decoder_slots = _convolutions(self.vae.decoder)
         self.requires_grad_(False)
@@ -93,9 +95,13 @@ class WanCodec(nn.Module):
         assert latents is not None  # one frame is enough for a latent, and stream_encode refuses none
         return latents
 
-    def decode(self, latents: Float[Tensor, "b z f h w"]) -> Float[Tensor, "b 3 t H W"]:
-        """Frames in [-1, 1] of whole normalised latents: 1 for the first latent, 4 for each one after it."""
-        frames, _ = stream_decode(self, latents)
+    def decode(self, latents: Float[Tensor, "b z f h w"], plain: bool = False) -> Float[Tensor, "b 3 t H W"]:
+        """Frames in [-1, 1] of whole normalised latents: 1 for the first latent, 4 for each one after it.
+
+        `plain`: by diffusers' own layers, where frames are encoded again; those of `quick` differ by rounding.
+        """
+        with plain_layers(plain):
+            frames, _ = stream_decode(self, latents)
         return frames
 
     def normalise(self, mu: Float[Tensor, "b z f h w"]) -> Float[Tensor, "b z f h w"]:
@@ -144,9 +150,7 @@ def _convolve(conv: nn.Conv3d, x: Tensor, weight: Tensor, bias: Tensor | None) -
     fits = x.device.type == "cpu" and x.dtype == torch.float32 and x.shape[-1] * x.shape[-2] >= ONEDNN_PIXELS
     if not fits or weight.requires_grad or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         return F.conv3d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-    args = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
-    weight = weight.contiguous(memory_format=torch.channels_last_3d)  # small beside the picture
-    return torch.ops.aten.mkldnn_convolution(x, weight, bias, *args)
+    return product(conv, x, list(conv.padding))
 
 
 def _arranged(x: Tensor) -> Tensor:
@@ -160,6 +164,11 @@ def _normalise(norm: WanRMS_norm, x: Tensor) -> Tensor:
         return WanRMS_norm.forward(norm, x)
     length = x.square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)
     return x * (norm.scale / length) * norm.gamma + norm.bias
+
+
+def _quick(x: Tensor, cache: FeatureCache | None) -> bool:
+    """Whether the layers may take the short way: a whole picture of a stream, on a CPU."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and cache is not None and not divided()
 
 
 def _convolutions(module: nn.Module) -> int:

@@ -43,6 +43,11 @@ def between(seams: Seams | None) -> Iterator[None]:
         _SEAMS.reset(token)
 
 
+def divided() -> bool:
+    """Whether a part of a picture is at work, between seams."""
+    return _SEAMS.get() is not None
+
+
 def mended(conv: nn.Conv2d | nn.Conv3d, padded: Tensor) -> Tensor:
     """The padded input of a convolution of stride 1, its edges as the whole picture has them."""
     seams = _SEAMS.get()

@@ -1,4 +1,4 @@
-"""`python -m liveavatar.training.toon`: a contact sheet of faces, or a clip with its sound."""
+"""`python -m liveavatar.training.toon`: a contact sheet of faces, a clip with its sound, or the sounds of many."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from PIL import Image
 from liveavatar.media.audio import load_voice
 from liveavatar.media.mp4 import Mp4Writer
 from liveavatar.training.toon import Clip, Identity, Motion, make_clip, render
+from liveavatar.training.toon.kept import keep_sounds
 from liveavatar.training.toon.prompts import EMOTIONS, Attributes, act
 from liveavatar.types import FPS, SPEECH_RATE
 
@@ -58,6 +59,8 @@ def _asked(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, ar
     parser.add_argument("--preview", type=Path, metavar="PNG", help="draw a contact sheet: faces by mouths and miens")
     parser.add_argument("--portrait", type=Path, metavar="PNG", help="draw the neutral face of the seed")
     parser.add_argument("--clip", type=Path, metavar="MP4", help="write a talking clip with its sound")
+    parser.add_argument("--sounds", type=Path, metavar="DIR", help="keep what --count clips from --seed on say")
+    parser.add_argument("--count", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, help="length of the clip (default: 6, or the recording's)")
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="multiples of 16")
@@ -71,8 +74,8 @@ def _asked(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, ar
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser, asked = _asked(arguments)
-    if not (asked.preview or asked.clip or asked.portrait):
-        parser.error("say what to draw: --preview sheet.png, --portrait face.png or --clip talk.mp4")
+    if not (asked.preview or asked.clip or asked.portrait or asked.sounds):
+        parser.error("say what to make: --preview sheet.png, --portrait face.png, --clip talk.mp4 or --sounds folder")
     try:
         _draw(asked)
     except (ValueError, OSError) as error:
@@ -80,6 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _draw(asked: argparse.Namespace) -> None:
+    if asked.sounds:
+        seeds = range(asked.seed, asked.seed + asked.count)
+        made = keep_sounds(asked.sounds, seeds, asked.seconds or 6.0, asked.split)
+        log.info("%s: %d sounds kept, %d were there.", asked.sounds, made, asked.count - made)
     if asked.preview:
         size = asked.size[0] if asked.size else 160
         Image.fromarray(contact_sheet(asked.seed, size=size)).save(asked.preview)

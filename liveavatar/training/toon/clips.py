@@ -12,6 +12,7 @@ from liveavatar.training.toon import voices
 from liveavatar.training.toon.identity import Identity
 from liveavatar.training.toon.motion import Motion, idle
 from liveavatar.training.toon.prompts import Attributes, act, read_prompt, write_prompt
+from liveavatar.training.toon.prosody import follow
 from liveavatar.training.toon.render import render, render_still
 from liveavatar.training.toon.speech import CURVES, mouth
 from liveavatar.training.toon.voices import SOUNDS, SPLITS, VOICES, Sound
@@ -64,6 +65,7 @@ def make_clip(
     identity: Identity | None = None,
     split: str = "train",
     sway: float = 1.0,
+    spoken: tuple[Sound, str | None] | None = None,
 ) -> Clip:
     """A clip, the same for the same arguments. What is not given, the seed decides.
 
@@ -75,6 +77,7 @@ def make_clip(
         sound: `speech`, `silence`, `noise` or `music`; the mouth stays shut in the last three.
         prompt: acted as far as it is understood (`read_prompt`).
         sway: scales the movement of the head; 0 keeps it in place.
+        spoken: what `clip_sound` gave for this seed, with its voice, from where it was kept.
 
     Raises:
         ValueError: for an unknown sound or split, no length, or speech without espeak-ng.
@@ -87,29 +90,43 @@ def make_clip(
     frames = round(seconds * FPS)
     if frames < 1:
         raise ValueError(f"seconds={seconds} is not one frame long. Give at least {1 / FPS}.")
-    # each choice has a generator of its own: giving one does not change the others
-    who, asked, heard, said, acted = np.random.default_rng([abs(int(seed)), 7020]).spawn(5)
+    who, asked, _, _, acted = _generators(seed)
     face = identity or Identity.sample(_FIRST[split] + int(who.integers(FACES)))
     wish = Attributes.sample(asked)
     wish = read_prompt(prompt) if prompt is not None else wish
-    chosen = VOICES[split][int(heard.integers(len(VOICES[split])))]
-    kind = str(heard.choice(SOUNDS, p=_SHARES))
     if audio is not None:
-        kind, voice = "recording", None
-        found = Sound(np.asarray(audio, np.float32), kind)
+        found, voice = Sound(np.asarray(audio, np.float32), "recording"), None
     else:
-        kind = sound or ("speech" if voice or text else kind)
-        voice = (voice or chosen) if kind == "speech" else None
-        found = _sound(kind, said, frames / FPS, voice, text)
+        found, voice = spoken or clip_sound(seed, seconds, split, voice, text, sound)
+    kind = found.kind
     pcm = np.zeros(round(frames * SPEECH_RATE / FPS), np.float32)
     pcm[: len(found.pcm)] = found.pcm[: len(pcm)]
-    motion = idle(seed, frames, sway=float(acted.uniform(0.7, 1.4)) * sway)
+    sway *= float(acted.uniform(0.7, 1.4))
+    motion = idle(seed, frames, sway=sway)
     if kind in ("speech", "recording"):
         lips = mouth(pcm, frames, found.phonemes)
+        motion = follow(motion, pcm, seed, sway)
         motion = motion.with_(**lips, brow=motion.brow + 0.12 * (lips["opening"] - 0.25) * (lips["opening"] > 0))
     motion = act(motion, wish, acted)
     text_prompt = prompt if prompt is not None else write_prompt(wish, asked)
     return Clip(face, motion, pcm, text_prompt, int(seed), wish, kind, voice)
+
+
+def clip_sound(
+    seed: int, seconds: float, split: str, voice: str | None = None, text: str | None = None, kind: str | None = None
+) -> tuple[Sound, str | None]:
+    """What the clip of a seed says, and the voice that says it, if it is a voice (arguments as in `make_clip`)."""
+    _, _, heard, said, _ = _generators(seed)
+    chosen = VOICES[split][int(heard.integers(len(VOICES[split])))]
+    drawn = str(heard.choice(SOUNDS, p=_SHARES))
+    kind = kind or ("speech" if voice or text else drawn)
+    voice = (voice or chosen) if kind == "speech" else None
+    return _sound(kind, said, round(seconds * FPS) / FPS, voice, text), voice
+
+
+def _generators(seed: int) -> list[np.random.Generator]:
+    """One for each choice (face, wish, voice, words, acting): giving one does not change the others."""
+    return np.random.default_rng([abs(int(seed)), 7020]).spawn(5)
 
 
 def _sound(kind: str, rng: np.random.Generator, seconds: float, voice: str | None, text: str | None) -> Sound:
@@ -130,4 +147,4 @@ def corpus(seed: int, clips: int, seconds: float, split: str = "train") -> Itera
         yield make_clip(_FIRST[split] + seed * 1_000_003 % 9_000_000 + number, seconds, split=split)
 
 
-__all__ = ["CURVES", "FACES", "Clip", "corpus", "make_clip"]
+__all__ = ["CURVES", "FACES", "Clip", "clip_sound", "corpus", "make_clip"]

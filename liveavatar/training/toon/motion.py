@@ -75,6 +75,10 @@ class Motion:
         return replace(self, **{name: getattr(fresh, name) for name in curves})
 
 
+BLINK = np.array([0.45, 1.0, 1.0, 0.7, 0.4, 0.15], np.float32)
+"""Lids that shut and open again, frame by frame: down fast, up slower."""
+
+
 def slow_noise(rng: np.random.Generator, frames: int, period: float, fps: int = FPS) -> Curve:
     """Smooth noise of about unit variance whose waves last `period` seconds and more: a few slow sines.
 
@@ -86,16 +90,19 @@ def slow_noise(rng: np.random.Generator, frames: int, period: float, fps: int = 
     return (gains @ np.sin(2 * np.pi * t / waves[:, None] + phases[:, None])).astype(np.float32)
 
 
+def shut_at(shut: Curve, frame: int) -> None:
+    """Write one blink from that frame on over what the lids do already."""
+    part = shut[frame : frame + len(BLINK)]
+    np.maximum(part, BLINK[: len(part)], out=part)
+
+
 def blinks(rng: np.random.Generator, frames: int, fps: int = FPS) -> Curve:
-    """Lids that shut 10 to 25 times a minute, 0.28 s each: down fast, up slower."""
+    """Lids that shut 10 to 25 times a minute, by no rule."""
     shut = np.zeros(frames, np.float32)
     gap = 60 / rng.uniform(13, 20)
-    shape = np.array([0.45, 1.0, 1.0, 0.7, 0.4, 0.15], np.float32)
     at = rng.uniform(0.15, 1.0) * gap
     while at * fps < frames:
-        start = int(at * fps)
-        part = shut[start : start + len(shape)]
-        np.maximum(part, shape[: len(part)], out=part)
+        shut_at(shut, int(at * fps))
         at += gap * rng.uniform(0.65, 1.35)
     return shut
 

@@ -77,24 +77,34 @@ def mouth(pcm: Float[np.ndarray, " samples"], frames: int, phonemes: Sequence[Ph
 
     `phonemes` say what is spoken when; None has it heard. Frame k is heard at (k + 0.5) / 25 s.
     """
-    hops = max(1, round(frames / FPS * HOP_RATE))
-    bands = band_levels(pcm, hops)
-    loud = loudness(bands)
+    bands, loud = heard(pcm, frames)
     shapes = _heard_shapes(bands, loud)
+    hops = len(loud)
     if phonemes is not None:
         shapes = shapes + _TRUST * (_spoken_shapes(phonemes, hops) - shapes)
-    shapes = _smoothed(shapes)
+    shapes = smoothed(shapes)
     opening = 1.2 * shapes[0] * (0.35 + 0.65 * loud) * np.clip(loud * 6, 0, 1)
     if phonemes is not None:
         opening = opening * (1 - _closures(phonemes, hops))
-    shapes = np.concatenate([_smoothed(opening[None], 0.08), shapes[1:]])
+    shapes = np.concatenate([smoothed(opening[None], 0.08), shapes[1:]])
     shapes[0][shapes[0] < 0.02] = 0
-    at = ((np.arange(frames) + 0.5) / FPS * HOP_RATE - 0.5).clip(0, hops - 1)
     low, high = (-1.0, 1.0), (0.0, 1.0)
     return {
-        name: np.interp(at, np.arange(hops), row).clip(*(low if name == "width" else high)).astype(np.float32)
+        name: at_frames(row, frames).clip(*(low if name == "width" else high))
         for name, row in zip(CURVES, shapes, strict=True)
     }
+
+
+def heard(pcm: np.ndarray, frames: int) -> tuple[Float[np.ndarray, "bands hops"], Float[np.ndarray, " hops"]]:
+    """`band_levels` and `loudness` of the sound of so many frames."""
+    bands = band_levels(pcm, max(1, round(frames / FPS * HOP_RATE)))
+    return bands, loudness(bands)
+
+
+def at_frames(row: Float[np.ndarray, " hops"], frames: int) -> Float[np.ndarray, " t"]:
+    """A curve known every 10 ms, in the middle of each frame, float32."""
+    at = ((np.arange(frames) + 0.5) / FPS * HOP_RATE - 0.5).clip(0, len(row) - 1)
+    return np.interp(at, np.arange(len(row)), row).astype(np.float32)
 
 
 _EDGES = (80, 300, 550, 1100, 2000, 3500, 7600)
@@ -115,7 +125,7 @@ def band_levels(pcm: np.ndarray, hops: int) -> Float[np.ndarray, "bands hops"]:
 
 def loudness(bands: Float[np.ndarray, "bands hops"]) -> Float[np.ndarray, " hops"]:
     """0 to 1: the level now, against the loudest of the last 3 s and the next 0.12 s."""
-    level = 10 * np.log10(_smoothed(bands[:1], 0.05)[0] + 1e-12)
+    level = 10 * np.log10(smoothed(bands[:1], 0.05)[0] + 1e-12)
     ahead, behind = round(_AHEAD_S * HOP_RATE), round(_BEHIND_S * HOP_RATE)
     padded = np.pad(level, (behind, ahead), constant_values=-120)
     peak = np.lib.stride_tricks.sliding_window_view(padded, ahead + behind + 1).max(-1)
@@ -123,7 +133,8 @@ def loudness(bands: Float[np.ndarray, "bands hops"]) -> Float[np.ndarray, " hops
     return np.where(level > _GATE_DB, loud, 0.0)
 
 
-def _smoothed(rows: np.ndarray, seconds: float = _SMOOTH_S) -> np.ndarray:
+def smoothed(rows: np.ndarray, seconds: float = _SMOOTH_S) -> np.ndarray:
+    """Each row as a mean over a bell of that length, its ends held."""
     taps = np.hanning(round(seconds * HOP_RATE) | 1)
     half = len(taps) // 2
     padded = np.pad(rows, ((0, 0), (half, half)), mode="edge")

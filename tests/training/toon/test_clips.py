@@ -210,6 +210,39 @@ def test_faces_live() -> None:
     assert still.x.std() == still.roll.std() == 0
 
 
+def test_a_voice_moves_the_head() -> None:
+    """Down from quiet to loud, in step with what is heard; the same noise lies underneath, and `sway` scales both."""
+    pcm = syllables(12.0)
+    pcm[4 * RATE : 8 * RATE] = 0
+    spoken = make_clip(3, 12.0, audio=pcm, prompt="a person").motion
+    silent = make_clip(3, 12.0, audio=np.zeros_like(pcm), prompt="a person").motion
+    moved = spoken.y - silent.y
+    assert moved[20:90].mean() > moved[115:185].mean() + 0.03
+    assert np.corrcoef(moved[20:185], np.repeat([1.0, 0.0], [82, 83]))[0, 1] > 0.9
+    assert np.abs(np.diff(spoken.x)).max() < 0.02
+    still = make_clip(3, 12.0, audio=pcm, prompt="a person", sway=0.0).motion
+    assert not still.x.any()
+    assert not still.y.any()
+
+
+def test_eyes_shut_as_a_pause_begins() -> None:
+    """Pauses every three seconds: lids fall within three frames of each."""
+    t = np.arange(24 * RATE) / RATE
+    pcm = (0.2 * np.sin(2 * np.pi * 300 * t) * (t % 3 < 2.4)).astype(np.float32)
+    blink = make_clip(5, 24.0, audio=pcm, prompt="a person").motion.blink
+    starts = np.flatnonzero((blink[1:] > 0.9) & (blink[:-1] <= 0.9)) + 1
+    for pause in 2.4 + 3 * np.arange(7):
+        assert np.abs(starts / 25 - pause).min() < 0.17
+    assert len(starts) <= 12
+
+
+@speaks
+def test_speakers_blink_as_people_do() -> None:
+    for seed in range(6):
+        blink = make_clip(seed, 30.0, sound="speech").motion.blink
+        assert 5 <= 2 * int(((blink[1:] > 0.9) & (blink[:-1] <= 0.9)).sum()) <= 30
+
+
 def test_sentences_in_every_language() -> None:
     rng = np.random.default_rng(0)
     for language in LANGUAGES:
@@ -230,7 +263,7 @@ def test_the_command_line_draws(tmp_path, capsys: pytest.CaptureFixture[str]) ->
         assert {stream.type for stream in film.streams} == {"video", "audio"}
         assert sum(1 for _ in film.decode(video=0)) == 30
     for wrong, words in (
-        (["--seed", "1"], "say what to draw"),
+        (["--seed", "1"], "say what to make"),
         (["--clip", str(talk), "--size", "50", "50"], "multiples of 16"),
     ):
         with pytest.raises(SystemExit) as stopped:
