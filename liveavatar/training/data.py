@@ -134,20 +134,23 @@ class ToonSource:
     """The procedural corpus: person and motion of a number are those of the seed of that number.
 
     Args:
-        identities: people to train on; they are seeds 0, 1, ….
+        identities: people to train on; they are seeds `first`, `first` + 1, ….
         seconds: length of a talking clip.
         held_out: people to validate with, from seed 1,000,000 on.
         sounds: folder of what they say, kept beforehand (`python -m liveavatar.training.toon --sounds`); null asks
             espeak-ng.
+        first: seed of the first person: a training that goes on may meet others than the one before.
     """
 
     def __init__(
-        self, identities: int = 512, seconds: float = 8.0, held_out: int = 32, sounds: str | None = None
+        self, identities: int = 512, seconds: float = 8.0, held_out: int = 32, sounds: str | None = None, first: int = 0
     ) -> None:
         for key, value in (("identities", identities), ("held_out", held_out), ("seconds", seconds)):
             if value <= 0:
                 raise ValueError(f"data.{key}={value} must be above 0")
-        self.kept, self.seconds = range(identities), seconds
+        if not 0 <= first <= HELD_OUT - identities:
+            raise ValueError(f"data.first={first}: people to train on are seeds from 0 to {HELD_OUT - identities}")
+        self.kept, self.seconds = range(first, first + identities), seconds
         self.held_out = range(HELD_OUT, HELD_OUT + held_out)
         self.sounds = Path(sounds).expanduser() if sounds else None
 

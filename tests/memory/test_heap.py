@@ -15,8 +15,9 @@ from liveavatar.memory.heap import ASKED, keep_pages
 ROUNDS, TENSORS, NUMBERS = 20, 6, 1_000_000
 
 FAULTS = f"""
-import resource, sys, torch
+import ctypes, resource, sys, torch
 from liveavatar.memory.heap import keep_pages
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: pages of one size, whatever the system's setting
 assert keep_pages() == (sys.argv[1] == "keep")
 torch.set_num_threads(1)
 def work():

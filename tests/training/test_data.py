@@ -112,6 +112,9 @@ def test_scaling_and_mirroring_keep_what_is_seen() -> None:
 def test_toons_are_a_source_and_strangers_are_held_out() -> None:
     source = ToonSource(identities=4, held_out=2)
     assert min(source.held_out) == HELD_OUT > max(source.kept)
+    assert list(ToonSource(identities=2, first=7).kept) == [7, 8]
+    with pytest.raises(ValueError, match=r"data\.first=999999: .* from 0 to 999998"):
+        ToonSource(identities=2, first=HELD_OUT - 1)
     look = source.look(0, 2, (64, 64))
     left, top, right, bottom = look.mouth[0]
     assert 0.2 < left < 0.5 < right < 0.8
