@@ -2,8 +2,9 @@
 
     python -m experiments.loading.run --folder /tmp/loading --out experiments/loading
 
-Writes two checkpoints of random numbers (two full-width blocks and an injector of the 14B DiT; an umT5 of about half a
-billion parameters under transformers' names) and reads each in processes of their own, in rounds of shuffled order.
+Writes checkpoints of random numbers (two full-width blocks and an injector of the 14B DiT; an umT5 of about half a
+billion parameters under transformers' names, in bfloat16 and in float32, read as bfloat16) and reads each in processes
+of their own, in rounds of shuffled order.
 `cold` drops the files from the system's memory first. Every process is a fork of one that has imported everything.
 """
 
@@ -16,6 +17,7 @@ import random
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +39,14 @@ from liveavatar.tracking import stamp
 
 UNITS = ("blocks.0", "blocks.1", "injectors.0")
 WIDE = {"vocab_size": 32000, "dim": 2048, "dim_attn": 2048, "dim_ffn": 5120, "num_heads": 32, "num_layers": 10}
-CASES = {"disk": "dit", "disk, kept": "dit", "ours": "dit", "ours, text": "text", "transformers": "text"}
-AGAINST = {"disk, kept": "disk", "ours": "disk", "ours, text": "transformers"}
+CASES = {
+    "disk": "dit", "disk, kept": "dit", "ours": "dit", "ours, text": "text", "transformers": "text",
+    "ours, text of float32": "text32", "transformers, of float32": "text32",
+}  # fmt: skip
+AGAINST = {
+    "disk, kept": "disk", "ours": "disk", "ours, text": "transformers",
+    "ours, text of float32": "transformers, of float32",
+}  # fmt: skip
 CPU = torch.device("cpu")
 PIECE = 2**26
 
@@ -68,17 +76,23 @@ def encoder() -> TextEncoder:
 
 
 def write_checkpoints(folder: Path) -> None:
-    """Both checkpoints, in shards of 1 GB with an index, as the published ones are."""
+    """The checkpoints, in shards of 1 GB with an index, as the published ones are; the text encoder's in two types."""
     dit = {f"{unit}.{name}": p.shape for unit, part in dit_units().items() for name, p in part.named_parameters()}
     text = {name: p.shape for name, p in encoder().named_parameters()}
-    for kind, names, keymap in (("dit", dit, DIT), ("text", text, TEXT_TRANSFORMERS)):
+    for kind, names, keymap, dtype in (
+        ("dit", dit, DIT, torch.bfloat16),
+        ("text", text, TEXT_TRANSFORMERS, torch.bfloat16),
+        ("text32", text, TEXT_TRANSFORMERS, torch.float32),
+    ):
         wanted = [Wanted(name, keymap.to_published(name), shape) for name, shape in names.items()]
-        write_safetensors(folder / kind, "model", wanted, Repeated(), torch.bfloat16, 10**9)
-    UMT5Config(
+        write_safetensors(folder / kind, "model", wanted, Repeated(), dtype, 10**9)
+    config = UMT5Config(
         vocab_size=WIDE["vocab_size"], d_model=WIDE["dim"], d_kv=WIDE["dim_attn"] // WIDE["num_heads"],
         d_ff=WIDE["dim_ffn"], num_heads=WIDE["num_heads"], num_layers=WIDE["num_layers"],
         feed_forward_proj="gated-gelu", architectures=["UMT5EncoderModel"],
-    ).save_pretrained(folder / "text")  # fmt: skip
+    )  # fmt: skip
+    for kind in ("text", "text32"):
+        config.save_pretrained(folder / kind)
 
 
 def files(folder: Path, kind: str) -> list[Path]:
@@ -117,14 +131,14 @@ def read_ours(folder: Path, units: dict[str, nn.Module]) -> None:
         layout.fill(slabs[-1], source, unit)
 
 
-def read_text(folder: Path) -> int:
+def read_text(folder: Path, kind: str) -> int:
     module = encoder()
-    materialise(module, sharded(folder / "text", "model", TEXT_TRANSFORMERS), CPU, torch.bfloat16)
+    materialise(module, sharded(folder / kind, "model", TEXT_TRANSFORMERS), CPU, torch.bfloat16)
     return checksum([p.detach() for p in module.parameters()])
 
 
-def read_transformers(folder: Path) -> int:
-    module = UMT5EncoderModel.from_pretrained(folder / "text", dtype=torch.bfloat16)
+def read_transformers(folder: Path, kind: str) -> int:
+    module = UMT5EncoderModel.from_pretrained(folder / kind, dtype=torch.bfloat16)
     return checksum(list({id(p): p.detach() for p in module.parameters()}.values()))
 
 
@@ -136,16 +150,12 @@ def resident(what: str) -> int:
 
 def read(folder: Path, name: str, units: dict[str, nn.Module], answer: Any) -> None:
     """One reading, in a process of its own: seconds, checksum, and the most it held above its start."""
-    ways = {
-        "disk": lambda: read_disk(folder),
-        "disk, kept": lambda: keep_disk(folder),
-        "ours": lambda: read_ours(folder, units),
-        "ours, text": lambda: read_text(folder),
-        "transformers": lambda: read_transformers(folder),
-    }
+    reads = read_text if name.startswith("ours") else read_transformers
+    ways = {"disk": read_disk, "disk, kept": keep_disk, "ours": partial(read_ours, units=units)}
+    way = ways.get(name) or partial(reads, kind=CASES[name])
     Path("/proc/self/clear_refs").write_text("5")  # the most begins here
     start, began = resident("VmRSS"), time.perf_counter()
-    found = ways[name]()
+    found = way(folder)
     seconds = time.perf_counter() - began
     answer.put({"seconds": seconds, "peak": resident("VmHWM") - start, "sum": found})
 
@@ -182,7 +192,7 @@ def measure(folder: Path, repeats: int) -> dict[tuple[str, str], list[dict[str, 
                 found.setdefault((name, state), []).append(told)
                 seconds, peak = told["seconds"], told["peak"] / 1e9
                 print(f"{turn} {state} {name}: {seconds:.2f} s, {peak:.2f} GB", file=sys.stderr, flush=True)
-    sums = {told["sum"] for (name, _), readings in found.items() if CASES[name] == "text" for told in readings}
+    sums = {told["sum"] for (name, _), readings in found.items() if CASES[name] != "dit" for told in readings}
     if len(sums) != 1:
         raise SystemExit(f"the text encoders read different numbers: checksums {sums}")
     return found
@@ -209,13 +219,13 @@ def table(folder: Path, found: dict[tuple[str, str], list[dict[str, Any]]]) -> l
 
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("--folder", type=Path, required=True, help="room for 3 GB, on the disk that is asked about")
+    asked.add_argument("--folder", type=Path, required=True, help="room for 6 GB, on the disk that is asked about")
     asked.add_argument("--out", type=Path, default=Path(__file__).parent)
     asked.add_argument("--repeats", type=int, default=5)
     asked.add_argument("--write-only", action="store_true", help="write the checkpoints and measure nothing yet")
     given = asked.parse_args()
     torch.set_num_threads(1)
-    if not (given.folder / "text" / "config.json").is_file():
+    if not (given.folder / "text32" / "config.json").is_file():
         write_checkpoints(given.folder)
     if given.write_only:
         return

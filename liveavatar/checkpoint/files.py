@@ -1,60 +1,34 @@
 """Files of tensors without their tensors: names, shapes and places first, then bytes one tensor at a time by pread.
 
-Nothing is mapped, so what was read leaves no page behind that counts as resident. Two formats: safetensors, whose
-header is JSON, and the zip that `torch.save` writes, whose pickle is read with `weights_only` and no storage behind it.
+Nothing is mapped, so what was read leaves no page behind that counts as resident. Two formats: safetensors, and the zip
+that `torch.save` writes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
-import mmap
 import os
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from liveavatar.checkpoint.pages import PAGE, ask_large_pages
+from liveavatar.checkpoint.pages import LARGE, fresh
+from liveavatar.checkpoint.places import Place, pickled, placed
 
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
-    "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
 LONGEST_HEADER = 100_000_000
-LARGE = 2**20
-PIECE = 2**26
+PIECE = 2**24
 """Bytes of one read: slow disks answer, and an interruption is heard."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a tensor's numbers lie in its file; `stride` None stands for rows one after another."""
-
-    offset: int
-    shape: torch.Size
-    dtype: torch.dtype
-    stride: tuple[int, ...] | None = None
-
-    @property
-    def span(self) -> int:
-        """Bytes from the first number to the last."""
-        if self.stride is None or 0 in self.shape:
-            return math.prod(self.shape) * self.dtype.itemsize
-        reach = sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
-        return (reach + 1) * self.dtype.itemsize
-
-    def rows(self, start: int, stop: int) -> Place:
-        """The place of some rows of a tensor without strides."""
-        each = math.prod(self.shape[1:]) * self.dtype.itemsize
-        start, stop = min(start, self.shape[0]), min(stop, self.shape[0])
-        return Place(self.offset + start * each, torch.Size((stop - start, *self.shape[1:])), self.dtype)
+READERS = 2
+STAGED = 2**22
+"""Bytes of one read of numbers that rest as another type: they are still in the processor's cache when converted."""
+AHEAD = 2**26
+"""Bytes that a disk is asked for before they are read, so that it works while memory is filled."""
 
 
 class TensorFile:
@@ -67,7 +41,7 @@ class TensorFile:
     def __init__(self, path: Path, key: str = "weights.dir") -> None:
         self._open(path, key)
         head = self._head()
-        self.places: Mapping[str, Place] = _pickled(self.path, key) if head[:2] == b"PK" else self._safetensors(head)
+        self.places: Mapping[str, Place] = pickled(self.path, key) if head[:2] == b"PK" else self._safetensors(head)
 
     @classmethod
     def plain(cls, path: Path, key: str = "weights.dir") -> TensorFile:
@@ -110,24 +84,71 @@ class TensorFile:
 
     def at(self, place: Place) -> Tensor:
         """What lies at a place of this file, row after row."""
-        room = _fresh(place.span)
+        room = _room(place.span)
         if place.span:
             self.read_into(room.numpy().data, place.offset)
         return room.view(place.dtype).view(place.shape)
 
     def straight(self, place: Place, dtype: torch.dtype, room: Tensor, start: int) -> bool:
-        """Fill `room` (uint8) with the bytes of a tensor from `start` on, where they are stored as `dtype` in order."""
-        if place.dtype != dtype or place.stride is not None:
+        """Fill `room` (uint8) with a tensor that rests as `dtype`, from its byte `start` on.
+
+        Numbers stored as another type are rounded on the way, a piece at a time. False, and nothing is read, for one
+        whose rows do not lie one after another.
+        """
+        if place.stride is not None:
             return False
-        self.read_into(room.numpy().data, place.offset + start)
+        if place.dtype == dtype:
+            self.read_into(room.numpy().data, place.offset + start)
+            return True
+        made, first = room.view(dtype), start // dtype.itemsize
+        stage = _room(min(STAGED, place.span))
+        given, each = stage.view(place.dtype), place.dtype.itemsize
+        begin = place.offset + first * each
+        for low, high in self._pieces(begin, made.numel() * each, STAGED):
+            self._exactly(stage.numpy().data[: high - low], begin + low)
+            made[low // each : high // each].copy_(given[: (high - low) // each])
         return True
 
     def read_into(self, room: memoryview, offset: int) -> None:
-        """Fill `room` with the bytes that begin at `offset`."""
+        """Fill `room` with the bytes that begin at `offset`.
+
+        Two pieces of a large room at a time: what takes longest is that the system finds and clears the memory.
+        """
+        pieces = self._pieces(offset, len(room), PIECE)
+        if len(room) <= PIECE:
+            for low, high in pieces:
+                self._exactly(room[low:high], offset + low)
+            return
+        with ThreadPoolExecutor(READERS) as readers:
+            under_way: deque[Future[None]] = deque()
+            for low, high in pieces:
+                under_way.append(readers.submit(self._exactly, room[low:high], offset + low))
+                if len(under_way) >= 2 * READERS:
+                    under_way.popleft().result()
+            for piece in under_way:
+                piece.result()
+
+    def _pieces(self, offset: int, nbytes: int, size: int) -> Iterator[tuple[int, int]]:
+        """Where pieces of up to `size` of these bytes begin and end; the disk is told of them somewhat earlier."""
+        told = 0
+        for low in range(0, nbytes, size):
+            if told < (soon := min(nbytes, low + AHEAD)):
+                self._announce(offset + told, soon - told)
+                told = soon
+            yield low, min(nbytes, low + size)
+
+    def _announce(self, offset: int, nbytes: int) -> None:
+        """Let the disk begin with what is read soon, where it matters and the system takes such advice."""
+        advise = getattr(os, "posix_fadvise", None)
+        if advise is not None and nbytes >= LARGE:
+            with contextlib.suppress(OSError):
+                advise(self._file, offset, nbytes, os.POSIX_FADV_WILLNEED)
+
+    def _exactly(self, room: memoryview, offset: int) -> None:
         done = 0
         while done < len(room):
             try:
-                got = os.preadv(self._file, [room[done : done + PIECE]], offset + done)
+                got = os.preadv(self._file, [room[done:]], offset + done)
             except OSError as error:
                 raise ValueError(
                     f"{self.key}: reading {self.path} failed after {offset + done} bytes ({error.strerror}): "
@@ -163,7 +184,7 @@ class TensorFile:
         try:
             header = json.loads(text)
             header.pop("__metadata__", None)
-            places = {name: _placed(entry, 8 + length) for name, entry in header.items()}
+            places = {name: placed(entry, 8 + length) for name, entry in header.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{self.key}: the header of {self.path} is not that of a safetensors file ({error}): fetch it again"
@@ -180,54 +201,5 @@ class TensorFile:
         )
 
 
-def _fresh(nbytes: int) -> Tensor:
-    """Room for a tensor that soon goes again: large ones straight from the system, and back to it at once.
-
-    From the heap, they would leave gaps that small things which stay make useless, and the process would grow to
-    almost twice what it keeps.
-    """
-    if nbytes < LARGE:
-        return torch.empty(nbytes, dtype=torch.uint8)
-    pages = mmap.mmap(-1, nbytes + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANON)  # shared pages are never large
-    room = torch.frombuffer(pages, dtype=torch.uint8)
-    start = -room.data_ptr() % PAGE  # a large page has a place of its own; what lies before it is never touched
-    ask_large_pages(room.data_ptr(), room.nbytes)
-    return room[start : start + nbytes]
-
-
-def _placed(entry: Mapping[str, Any], base: int) -> Place:
-    begin, end = (int(value) for value in entry["data_offsets"])
-    shape = torch.Size(int(size) for size in entry["shape"])
-    place = Place(base + begin, shape, DTYPES[entry["dtype"]])
-    if begin < 0 or end - begin != place.span:
-        raise ValueError(f"a tensor of shape {list(shape)} in {end - begin} bytes")
-    return place
-
-
-def _pickled(path: Path, key: str) -> dict[str, Place]:
-    """What a `torch.save` file holds. Only tensors, numbers and the like are unpickled, and no storage is read."""
-    try:
-        with FakeTensorMode():  # knows of each storage where it begins in the file
-            held = torch.load(path, weights_only=True)
-    except Exception as error:  # pickle errors of many classes, and torch's own
-        text = str(error)
-        if "weights_only" in text.lower() or "Unsupported" in text:
-            raise ValueError(
-                f"{key}: {path} is a pickle that wants to run code, and is refused: convert it to safetensors where "
-                "you trust it"
-            ) from error
-        size = path.stat().st_size
-        raise ValueError(
-            f"{key}: {path} ({size} bytes) is truncated, or no file that torch.save wrote: fetch it again"
-        ) from error
-    for wrapper in ("state_dict", "model", "model_state"):
-        if isinstance(held, dict) and isinstance(held.get(wrapper), dict):
-            held = held[wrapper]
-    tensors = {str(name): value for name, value in held.items() if isinstance(value, Tensor)} if held else {}
-    return {name: _stored(tensor) for name, tensor in tensors.items()}
-
-
-def _stored(tensor: Tensor) -> Place:
-    begin: Any = tensor.untyped_storage()._checkpoint_offset  # set by torch.load where the file is mapped
-    offset = int(begin + tensor.storage_offset() * tensor.dtype.itemsize)
-    return Place(offset, tensor.shape, tensor.dtype, None if tensor.is_contiguous() else tensor.stride())
+def _room(nbytes: int) -> Tensor:
+    return fresh(nbytes) if nbytes >= LARGE else torch.empty(nbytes, dtype=torch.uint8)

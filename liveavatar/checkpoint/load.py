@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-from liveavatar.checkpoint.read import TensorSource
+from liveavatar.checkpoint.pages import LARGE
+from liveavatar.checkpoint.read import TensorSource, read_straight
+from liveavatar.checkpoint.slab import allocate
 
 
 def materialise(module: nn.Module, source: TensorSource, device: torch.device, dtype: torch.dtype) -> None:
@@ -20,13 +24,24 @@ def materialise(module: nn.Module, source: TensorSource, device: torch.device, d
                 continue
             if id(parameter) not in placed:
                 full = f"{path}.{name}" if path else name
-                values = source.read(full, parameter.shape).to(device=device, dtype=dtype)
-                placed[id(parameter)] = nn.Parameter(values, requires_grad=False)
+                placed[id(parameter)] = nn.Parameter(
+                    _read(source, full, parameter.shape, dtype).to(device), requires_grad=False
+                )
             owner._parameters[name] = placed[id(parameter)]
     stranded = [name for name, buffer in module.named_buffers() if buffer.is_meta]
     if stranded:
         raise RuntimeError(f"buffers {stranded} of {type(module).__name__} were built on meta and have no source")
     module.eval()
+
+
+def _read(source: TensorSource, name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """A tensor as `dtype` in host memory: large ones straight into their place, where the source can do that."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    if nbytes >= LARGE and hasattr(source, "read_straight"):
+        room = allocate(nbytes, torch.device("cpu"))
+        if read_straight(source, name, shape, dtype, room, 0):
+            return room.view(dtype).view(shape)
+    return source.read(name, shape).to(dtype)
 
 
 class Lent:

@@ -41,10 +41,10 @@ def read_rows(source: TensorSource, name: str, shape: torch.Size, start: int, st
 def read_straight(
     source: TensorSource, name: str, shape: torch.Size, dtype: torch.dtype, room: Tensor, start: int
 ) -> bool:
-    """Read the bytes from `start` on of a tensor that rests as `dtype` into `room` (uint8), with no copy on the way.
+    """Read the bytes from `start` on of a tensor that rests as `dtype` into `room` (uint8), with no whole copy between.
 
-    False, and nothing is read, where that cannot be: the source makes its numbers or stores them otherwise, or `room`
-    is not in this machine's memory.
+    False, and nothing is read, where that cannot be: the source makes its numbers or keeps rows apart, or `room` is not
+    in this machine's memory.
     """
     straight = getattr(source, "read_straight", None)
     if straight is None or room.device.type != "cpu" or isinstance(room, FakeTensor):

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from liveavatar.checkpoint.files import Place, TensorFile
+from liveavatar.checkpoint.files import TensorFile
 from liveavatar.checkpoint.keymap import KeyMap
+from liveavatar.checkpoint.places import Place
 
 SHOWN = 3
 """Names of each kind in a message."""

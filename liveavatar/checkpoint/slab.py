@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from liveavatar.checkpoint.pages import ask_large_pages
+from liveavatar.checkpoint.pages import LARGE, fresh
 from liveavatar.checkpoint.read import TensorSource, read_rows, read_straight
 
 ALIGN = 256
@@ -110,10 +110,10 @@ def _up(value: int, multiple: int) -> int:
 
 def allocate(nbytes: int, device: torch.device, pinned: bool = False) -> Tensor:
     """The one place where room for weights is made: zeroed uint8 of exactly `nbytes`, aligned to 256 bytes."""
+    fake = isinstance(torch.empty(0), FakeTensor)  # it lies nowhere
+    if device.type == "cpu" and nbytes >= LARGE and not (pinned or fake):
+        return fresh(nbytes)[:]
     room = torch.empty(nbytes + ALIGN, dtype=torch.uint8, device=device, pin_memory=pinned)
-    fake = isinstance(room, FakeTensor)  # it lies nowhere
-    if device.type == "cpu" and not (pinned or fake):
-        ask_large_pages(room.data_ptr(), room.nbytes)
     start = 0 if fake else -room.data_ptr() % ALIGN
     return room.zero_()[start : start + nbytes]
 

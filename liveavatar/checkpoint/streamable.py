@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from liveavatar.checkpoint.bundle import split
-from liveavatar.checkpoint.files import DTYPES, Place, TensorFile
+from liveavatar.checkpoint.files import TensorFile
 from liveavatar.checkpoint.listing import digest_of, read_back
+from liveavatar.checkpoint.places import DTYPES, Place
 from liveavatar.checkpoint.read import TensorSource
 from liveavatar.checkpoint.slab import SlabLayout
 from liveavatar.ops.quantise import KINDS

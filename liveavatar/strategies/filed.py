@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from liveavatar.checkpoint.files import Place, TensorFile
+from liveavatar.checkpoint.files import TensorFile
+from liveavatar.checkpoint.places import Place
 from liveavatar.checkpoint.read import TensorSource
 from liveavatar.checkpoint.slab import SlabLayout, allocate
 from liveavatar.strategies.base import Traffic

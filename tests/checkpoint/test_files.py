@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from liveavatar.checkpoint import files
 from liveavatar.checkpoint.files import TensorFile
 
 HELD = {
@@ -113,3 +115,25 @@ def test_a_slow_mount_gives_the_same_and_one_that_goes_is_named(
     monkeypatch.setattr(os, "preadv", going)
     with pytest.raises(ValueError, match=rf"{name} failed after \d+ bytes \(Input/output error\): .* mount still"):
         file.read("matrix")
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system takes no advice about files")
+def test_a_disk_is_told_what_is_read_soon_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte of a large tensor is announced once, none outside it, and a system that refuses changes nothing."""
+    tensor = torch.arange(6 * files.PIECE // 4 + 5, dtype=torch.int32)
+    file = TensorFile(_written(tmp_path / "a.safetensors", {"small": torch.zeros(3), "large": tensor}))
+    told: list[range] = []
+
+    def advise(number: int, offset: int, nbytes: int, what: int) -> None:
+        told.append(range(offset, offset + nbytes))
+        raise OSError
+
+    monkeypatch.setattr(os, "posix_fadvise", advise, raising=False)
+    assert torch.equal(file.read("large"), tensor)
+    place = file.places["large"]
+    assert told[0].start == place.offset
+    assert all(first.stop == second.start for first, second in itertools.pairwise(told))
+    assert place.offset + place.span - files.LARGE < told[-1].stop <= place.offset + place.span
+    told.clear()
+    file.read("small")
+    assert not told

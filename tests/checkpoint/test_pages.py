@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from liveavatar.checkpoint.pages import PAGE, ask_large_pages
+from liveavatar.checkpoint.pages import LARGE, PAGE, ask_large_pages, fresh
 from liveavatar.checkpoint.slab import allocate
+from liveavatar.memory.readings import Resident
 
 
 def test_a_room_without_a_whole_page_is_left_alone() -> None:
@@ -38,3 +39,23 @@ def test_without_them_all_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
     assert not ask_large_pages(0, 4 * PAGE)
     assert allocate(1000, torch.device("cpu")).numel() == 1000
+
+
+def test_fresh_room_is_zero_and_of_the_asked_size() -> None:
+    for nbytes in (LARGE, 3 * PAGE + 7):
+        room = fresh(nbytes)
+        assert room.numel() == room.untyped_storage().nbytes() == nbytes
+        assert room.data_ptr() % PAGE == 0
+        assert not room.any()
+
+
+def test_a_large_slab_takes_memory_as_it_is_filled() -> None:
+    resident = Resident()
+    before = resident()
+    slab = allocate(64 * PAGE, torch.device("cpu"))
+    assert resident() - before < PAGE
+    slab[: 32 * PAGE] = 1
+    assert resident() - before < 40 * PAGE
+    del slab
+    assert resident() - before < PAGE
+    resident.close()

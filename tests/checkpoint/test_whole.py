@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from liveavatar.checkpoint.files import Place
 from liveavatar.checkpoint.keymap_encoders import SPEECH, TEXT_TRANSFORMERS, VAE_DIFFUSERS
+from liveavatar.checkpoint.places import Place
 from liveavatar.checkpoint.published import DIT_STEM, SPEECH_FOLDER, Published
 from liveavatar.checkpoint.read import RandomWeights
 from liveavatar.checkpoint.streamable import Streamable
