@@ -25,6 +25,7 @@ LONGEST_HEADER = 100_000_000
 PIECE = 2**24
 """Bytes of one read: slow disks answer, and an interruption is heard."""
 READERS = 2
+"""Pieces of a large tensor that are read at once."""
 STAGED = 2**22
 """Bytes of one read of numbers that rest as another type: they are still in the processor's cache when converted."""
 AHEAD = 2**26

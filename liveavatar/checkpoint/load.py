@@ -37,7 +37,7 @@ def materialise(module: nn.Module, source: TensorSource, device: torch.device, d
 def _read(source: TensorSource, name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """A tensor as `dtype` in host memory: large ones straight into their place, where the source can do that."""
     nbytes = math.prod(shape) * dtype.itemsize
-    if nbytes >= LARGE and hasattr(source, "read_straight"):
+    if nbytes >= LARGE and hasattr(source, "read_straight"):  # else a plan would count a room that nobody fills
         room = allocate(nbytes, torch.device("cpu"))
         if read_straight(source, name, shape, dtype, room, 0):
             return room.view(dtype).view(shape)

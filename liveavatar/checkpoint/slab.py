@@ -112,7 +112,7 @@ def allocate(nbytes: int, device: torch.device, pinned: bool = False) -> Tensor:
     """The one place where room for weights is made: zeroed uint8 of exactly `nbytes`, aligned to 256 bytes."""
     fake = isinstance(torch.empty(0), FakeTensor)  # it lies nowhere
     if device.type == "cpu" and nbytes >= LARGE and not (pinned or fake):
-        return fresh(nbytes)[:]
+        return fresh(nbytes)[:]  # an operation, so that those who follow them count the room
     room = torch.empty(nbytes + ALIGN, dtype=torch.uint8, device=device, pin_memory=pinned)
     start = 0 if fake else -room.data_ptr() % ALIGN
     return room.zero_()[start : start + nbytes]

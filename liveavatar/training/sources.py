@@ -36,22 +36,25 @@ class Look:
     mouth: Float[np.ndarray, "t 4"]
 
 
-@runtime_checkable
-class Source(Protocol):
-    """Where clips come from. Clips are told by number; a number gives the same clip for ever.
-
-    `kept` are the numbers to train on, `held_out` those to validate with. `token` tells this source from all others,
-    so that what is cached of it is never taken for another's.
-    """
-
-    @property
-    def token(self) -> str: ...
+class Numbered(Protocol):
+    """Clips are told by number: `kept` are those to train on, `held_out` those to validate with."""
 
     @property
     def kept(self) -> Sequence[int]: ...
 
     @property
     def held_out(self) -> Sequence[int]: ...
+
+
+@runtime_checkable
+class Source(Numbered, Protocol):
+    """Where clips come from. A number gives the same clip for ever.
+
+    `token` tells this source from all others, so that what is cached of it is never taken for another's.
+    """
+
+    @property
+    def token(self) -> str: ...
 
     def look(self, number: int, frames: int, size: tuple[int, int]) -> Look: ...
 
@@ -67,14 +70,8 @@ class Told:
 
 
 @runtime_checkable
-class TellingSource(Protocol):
+class TellingSource(Numbered, Protocol):
     """A source that knows how mouths move, without drawing them."""
-
-    @property
-    def kept(self) -> Sequence[int]: ...
-
-    @property
-    def held_out(self) -> Sequence[int]: ...
 
     def tell(self, number: int) -> Told: ...
 
