@@ -26,11 +26,15 @@ QUIET = -6.0
 
 
 class Autoencoder(nn.Module):
-    """A `WanCodec` that can be trained, whole or its decoder alone; its weights are the codec's, by their names."""
+    """A `WanCodec` that can be trained, whole or its decoder alone; its weights are the codec's, by their names.
 
-    def __init__(self, codec: WanCodec, encoder_learns: bool = True) -> None:
+    noise: what is added to latents on their way to the decoder, as a share of their own deviation: what is to be drawn
+        must then stand out of it, for a model that makes latents will not be exact either.
+    """
+
+    def __init__(self, codec: WanCodec, encoder_learns: bool = True, noise: float = 0.0) -> None:
         super().__init__()
-        self.codec = codec
+        self.codec, self.noise = codec, noise
         codec.requires_grad_(True)
         if not encoder_learns:
             for half in encoder_half(codec):
@@ -60,7 +64,10 @@ class Autoencoder(nn.Module):
     def forward(self, video: Video, noise: Latents) -> tuple[Video, Latents, Latents]:
         """The video again, through a sample of the posterior, and the posterior's mean and log-variance."""
         mean, log_variance = self.posterior(video)
-        return self.render(mean + noise * (0.5 * log_variance).exp()), mean, log_variance
+        variance = log_variance.exp()
+        if self.noise:
+            variance = variance + self.noise**2 * mean.detach().var((0, 2, 3, 4), keepdim=True)
+        return self.render(mean + noise * variance.sqrt()), mean, log_variance
 
 
 def encoder_half(codec: WanCodec) -> tuple[nn.Module, nn.Module]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from liveavatar.models.vae.codec import WanCodec
 from liveavatar.training.autoencoder import Autoencoder, Moments, fold_statistics, latent_size
 from liveavatar.training.checkpoint import export_module
+from liveavatar.training.contrasts import Contrasts, differences
 from liveavatar.training.data import PictureBatch, Pictures
 from liveavatar.training.grid import save_grid
 from liveavatar.training.loop import Draw
@@ -57,6 +60,10 @@ class VaeSettings:
     eps: below this error the loss is quadratic.
     edges: weight of the pictures' differences of neighbours. motion: that of a clip's differences of frames: four of
         them share a latent, which shows their mean for long where nothing asks for more.
+    contrasts: weight of reading those differences from the latents by one matrix (`training.contrasts`).
+    steady: weight of the latents' distance from those of the encoder that training starts from (with train.init), in
+        its own deviations: a DiT that was trained on them then goes on instead of starting anew.
+    noise: deviation of what is added to latents before they are drawn, as a share of theirs.
     kl: weight of the divergence from a normal posterior, per latent value.
     mouth: by how much more than others the pixels around the mouth count.
     statistics: batches from which the latents' mean and deviation are measured at the end.
@@ -69,6 +76,9 @@ class VaeSettings:
     eps: float = 0.01
     edges: float = 0.5
     motion: float = 0.0
+    contrasts: float = 0.0
+    steady: float = 0.0
+    noise: float = 0.0
     kl: float = 1e-4
     mouth: float = 2.0
     statistics: int = 64
@@ -107,8 +117,12 @@ class VaeTask:
     ) -> None:
         self.codec, self.settings, self.device = codec, settings, device
         self.pictures, self.held_out = pictures, held_out
-        self.model = Autoencoder(codec, settings.learns == "both").to(device)
+        self.model = Autoencoder(codec, settings.learns == "both", settings.noise).to(device)
         self.modules: Mapping[str, nn.Module] = {"vae": codec}
+        self.contrasts = Contrasts(codec.z_dim).to(device)
+        if settings.contrasts:
+            self.modules = {"vae": codec, "contrasts": self.contrasts}
+        self.before = Autoencoder(copy.deepcopy(codec)).requires_grad_(False) if settings.steady else None
         self.phases = settings.schedule()
         self.steps = sum(phase.steps for phase in self.phases)
         # sizes change from phase to phase, and each has a graph of its own: shapes are never guessed
@@ -136,13 +150,19 @@ class VaeTask:
             "motion": given.motion * motion(made, video, weight, given.eps),
             "kl": given.kl * kl(mean, log_variance),
         }
+        if given.contrasts:
+            parts["contrasts"] = given.contrasts * self.contrasts.loss(self.codec.normalise(mean), made, video, weight)
+        if self.before is not None:
+            with torch.no_grad():
+                wanted = self.before.posterior(video)[0]
+            parts["steady"] = given.steady * (self.codec.normalise(mean) - self.codec.normalise(wanted)).square().mean()
         return torch.stack(list(parts.values())).sum(), {
             **{name: float(part.detach()) for name, part in parts.items()},
             "psnr": float(psnr(made.detach(), video).mean()),
         }
 
     def validate(self, step: int, folder: Path | None) -> dict[str, float]:
-        """Decibels on whole held-out pictures at full size, alone and as clips; the mouth's for itself."""
+        """Decibels on whole held-out pictures at full size, alone and as clips, the mouth for itself; its motion."""
         size = self.pictures.size if self.phases[-1].crop else self.phases[-1].size
         found: dict[str, list[float]] = {}
         rows = []
@@ -153,6 +173,8 @@ class VaeTask:
                 made = self.model.render(self.model.posterior(video)[0]).clamp(-1, 1)
                 found.setdefault(f"psnr_{name}", []).append(float(psnr(made, video)))
                 found.setdefault(f"psnr_{name}_mouth", []).append(_mouth_psnr(made, video, batch))
+                if frames > 1:
+                    found.setdefault("moves", []).append(_moves(made, video, batch))
                 if name == "frame" and number < 12:
                     rows.append(torch.cat((video[0, :, 0], made[0, :, 0]), dim=1))
                 if name == "clip" and number < 6:
@@ -165,7 +187,8 @@ class VaeTask:
     def export(self, folder: Path) -> list[Path]:
         """`vae.safetensors`, with the latents' statistics folded into the convolutions beside them."""
         to, about = folder / "vae.safetensors", {"stage": "vae"}
-        if self.settings.learns == "decoder":  # the statistics were folded in when the encoder was exported
+        if self.settings.learns == "decoder" or self.before is not None:
+            # the statistics were folded in when the encoder that stays, or that this one stays near to, was exported
             return [export_module(self.codec, to, torch.float32, about)]
         weights = {name: p.detach().clone() for name, p in self.codec.named_parameters()}
         mean, std = self.statistics()
@@ -187,6 +210,14 @@ class VaeTask:
             batch = self.pictures.batch(rng, 2, phase.frames, size, 0.0)
             moments.add(self.model.posterior(batch.video.to(self.device))[0].cpu())
         return moments.values()
+
+
+def _moves(made: Tensor, video: Tensor, batch: PictureBatch) -> float:
+    """How much of what the mouth does within the frames of a latent is drawn: 1 is all of it, 0 their mean alone."""
+    inside = F.avg_pool3d(batch.weight[:, :, 1:], (4, 8, 8))[:, 0, ..., None].to(video.device) - 1
+    wanted = differences(video)
+    error = (inside * (differences(made) - wanted).square()).sum()
+    return float(1 - error / (inside * wanted.square()).sum().clamp_min(1e-8))
 
 
 def _mouth_psnr(made: Tensor, video: Tensor, batch: PictureBatch) -> float:
