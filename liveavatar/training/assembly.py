@@ -109,11 +109,7 @@ def vae_task(setting: Setting) -> Task:
     """The VAE from fresh start values, or from exported ones."""
     cfg, settings = setting.cfg, make(setting.cfg.vae, "vae")
     assert isinstance(settings, VaeSettings)
-    if settings.steady and not setting.loop.init:
-        raise ValueError(
-            f"vae.steady={settings.steady} keeps latents near those of an encoder to start from, but there is none: "
-            "name the folder of its weights, as in train.init=runs/vae/export, or write vae.steady=0"
-        )
+    settings.check_start(setting.loop.init)
     codec = make(cfg.model.vae, "model.vae")
     initialise(codec, int(cfg.seed))
     if setting.loop.init:

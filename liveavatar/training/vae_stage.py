@@ -96,6 +96,22 @@ class VaeSettings:
                 f"each person; write vae.picture_frames={longest}"
             )
 
+    def check_start(self, start: str | None) -> None:
+        """Refuses a VAE that is to keep its latents and has none: only an export has them as a DiT sees them."""
+        keeps = "vae.learns=decoder" if self.learns == "decoder" else f"vae.steady={self.steady}"
+        if self.learns == "both" and not self.steady:
+            return
+        if start is None:
+            raise ValueError(
+                f"{keeps} keeps latents as those of an encoder to start from, and there is none: name the folder of its "
+                "weights, as in train.init=runs/vae/export"
+            )
+        if not (Path(start).expanduser() / "vae.safetensors").is_file():
+            raise ValueError(
+                f"{keeps} keeps latents as a DiT sees them, but train.init={start} has no vae.safetensors, in which their "
+                "scale is settled: let the run end, or stop it, and name its export/ folder"
+            )
+
     def schedule(self) -> list[Phase]:
         return [
             Phase(int(p["steps"]), tuple(p["size"]), int(p["frames"]), int(p["batch"]), bool(p.get("crop", False)))

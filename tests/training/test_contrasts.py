@@ -94,6 +94,9 @@ def make_codec(folder: Path) -> WanCodec:
     return codec
 
 
-def test_steady_without_a_start_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"vae\.steady=0\.5.*train\.init"):
-        run(tmp_path, "vae", "vae.steady=0.5")
+@pytest.mark.parametrize("key", ["vae.steady=0.5", "vae.learns=decoder"])
+def test_latents_are_kept_from_an_export_alone(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ValueError, match=rf"{key}.*train\.init=runs/vae/export"):
+        run(tmp_path, "vae", key)
+    with pytest.raises(ValueError, match=rf"{key}.*has no vae\.safetensors.*export/"):
+        run(tmp_path, "vae", key, f"train.init={tmp_path}")
