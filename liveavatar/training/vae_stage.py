@@ -103,13 +103,13 @@ class VaeSettings:
             return
         if start is None:
             raise ValueError(
-                f"{keeps} keeps latents as those of an encoder to start from, and there is none: name the folder of its "
-                "weights, as in train.init=runs/vae/export"
+                f"{keeps} keeps latents as those of an encoder to start from, and there is none: name the folder of "
+                "its weights, as in train.init=runs/vae/export"
             )
         if not (Path(start).expanduser() / "vae.safetensors").is_file():
             raise ValueError(
-                f"{keeps} keeps latents as a DiT sees them, but train.init={start} has no vae.safetensors, in which their "
-                "scale is settled: let the run end, or stop it, and name its export/ folder"
+                f"{keeps} keeps latents as a DiT sees them, but train.init={start} has no vae.safetensors, in which "
+                "their scale is settled: let the run end, or stop it, and name its export/ folder"
             )
 
     def schedule(self) -> list[Phase]:
