@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from liveavatar.training.data import PATCH, latent_means
 from liveavatar.types import LATENT_STRIDE
 
-PATCH, CELL = 8, 4
-"""Pixels along a latent's side, and along the side of each mean colour that is read from it."""
+CELL = 4
+"""Pixels along the side of each mean colour that is read from a latent."""
 
 
 class Contrasts(nn.Module):
@@ -41,7 +42,7 @@ class Contrasts(nn.Module):
         if latents.shape[2] < 2:
             return latents.new_zeros(())
         told = self.read(latents[:, :, 1:].movedim(1, -1)).float()
-        share = F.avg_pool3d(weight[:, :, 1:], (LATENT_STRIDE, PATCH, PATCH)).movedim(1, -1)
+        share = latent_means(weight[:, :, 1:]).movedim(1, -1)
         wanted = differences(video)
         errors = (told - wanted).square() + (differences(made.float()) - wanted).square()
         return (share * errors).mean() / share.mean()

@@ -17,12 +17,17 @@ from torch import Tensor
 from liveavatar.training.progress import progress
 from liveavatar.training.saving import save_array
 from liveavatar.training.sources import Look, Source, Talk, Told, Wish
+from liveavatar.types import LATENT_STRIDE
 
 if TYPE_CHECKING:
     from liveavatar.training.toon import Clip, Identity, Motion
 
 HELD_OUT = 1_000_000
 """Seeds of the procedural corpus from here on are never trained on."""
+
+
+PATCH = 8
+"""Pixels along a latent's side."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,11 @@ def box_mask(boxes: Float[Tensor, "b t 4"], size: tuple[int, int]) -> Float[Tens
     columns = (torch.arange(size[1]) + 0.5)[None, None, None, :] / size[1]
     left, top, right, bottom = boxes[..., None, None].unbind(2)
     return ((rows >= top) & (rows <= bottom) & (columns >= left) & (columns <= right)).float()
+
+
+def latent_means(pixels: Float[Tensor, "*b t H W"]) -> Float[Tensor, "*b f h w"]:
+    """The mean of the pixels of each latent: 8x8 of them in four frames."""
+    return F.avg_pool3d(pixels, (LATENT_STRIDE, PATCH, PATCH))
 
 
 class ToonSource:

@@ -24,7 +24,7 @@ from liveavatar.models.vae.codec import WanCodec
 from liveavatar.sampling.conditioning import DROPPED_FRAMES
 from liveavatar.sampling.decoding import MOTION_FRAMES, WARM_LATENTS
 from liveavatar.training.autoencoder import encoder_half
-from liveavatar.training.data import box_mask
+from liveavatar.training.data import box_mask, latent_means
 from liveavatar.training.progress import progress
 from liveavatar.training.saving import write_whole
 from liveavatar.training.sources import Source, Talk
@@ -166,7 +166,7 @@ def box_share(boxes: np.ndarray | None, frames: np.ndarray, size: tuple[int, int
     if boxes is None:
         return torch.zeros(len(frames) // LATENT_STRIDE, height, width)
     mask = box_mask(torch.from_numpy(boxes[frames]).float()[None], size)
-    return torch.nn.functional.avg_pool3d(mask, (LATENT_STRIDE, 8, 8))[0]
+    return latent_means(mask)[0]
 
 
 def _video(frames: np.ndarray, still: np.ndarray, before: int, device: torch.device) -> Float[Tensor, "1 3 t H W"]:

@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from liveavatar.models.vae.codec import WanCodec
 from liveavatar.training.autoencoder import Autoencoder, Moments, fold_statistics, latent_size
 from liveavatar.training.checkpoint import export_module
 from liveavatar.training.contrasts import Contrasts, differences
-from liveavatar.training.data import PictureBatch, Pictures
+from liveavatar.training.data import PictureBatch, Pictures, latent_means
 from liveavatar.training.grid import save_grid
 from liveavatar.training.loop import Draw
 from liveavatar.training.losses import edges, kl, motion, psnr, reconstruction
@@ -96,20 +95,26 @@ class VaeSettings:
                 f"each person; write vae.picture_frames={longest}"
             )
 
+    @property
+    def keeps(self) -> str | None:
+        """The setting by which latents stay those of the encoder to start from, if one does that."""
+        if self.learns == "decoder":
+            return "vae.learns=decoder"
+        return f"vae.steady={self.steady}" if self.steady else None
+
     def check_start(self, start: str | None) -> None:
         """Refuses a VAE that is to keep its latents and has none: only an export has them as a DiT sees them."""
-        keeps = "vae.learns=decoder" if self.learns == "decoder" else f"vae.steady={self.steady}"
-        if self.learns == "both" and not self.steady:
+        if self.keeps is None:
             return
         if start is None:
             raise ValueError(
-                f"{keeps} keeps latents as those of an encoder to start from, and there is none: name the folder of "
-                "its weights, as in train.init=runs/vae/export"
+                f"{self.keeps} keeps latents as those of an encoder to start from, and there is none: name the folder "
+                "of its weights, as in train.init=runs/vae/export"
             )
         if not (Path(start).expanduser() / "vae.safetensors").is_file():
             raise ValueError(
-                f"{keeps} keeps latents as a DiT sees them, but train.init={start} has no vae.safetensors, in which "
-                "their scale is settled: let the run end, or stop it, and name its export/ folder"
+                f"{self.keeps} keeps latents as a DiT sees them, but train.init={start} has no vae.safetensors, in "
+                "which their scale is settled: let the run end, or stop it, and name its export/ folder"
             )
 
     def schedule(self) -> list[Phase]:
@@ -134,10 +139,10 @@ class VaeTask:
         self.codec, self.settings, self.device = codec, settings, device
         self.pictures, self.held_out = pictures, held_out
         self.model = Autoencoder(codec, settings.learns == "both", settings.noise).to(device)
-        self.modules: Mapping[str, nn.Module] = {"vae": codec}
-        self.contrasts = Contrasts(codec.z_dim).to(device)
-        if settings.contrasts:
-            self.modules = {"vae": codec, "contrasts": self.contrasts}
+        self.contrasts = Contrasts(codec.z_dim).to(device) if settings.contrasts else None
+        self.modules: Mapping[str, nn.Module] = {"vae": codec} | (
+            {"contrasts": self.contrasts} if self.contrasts else {}
+        )
         self.before = Autoencoder(copy.deepcopy(codec)).requires_grad_(False) if settings.steady else None
         self.phases = settings.schedule()
         self.steps = sum(phase.steps for phase in self.phases)
@@ -166,12 +171,13 @@ class VaeTask:
             "motion": given.motion * motion(made, video, weight, given.eps),
             "kl": given.kl * kl(mean, log_variance),
         }
-        if given.contrasts:
-            parts["contrasts"] = given.contrasts * self.contrasts.loss(self.codec.normalise(mean), made, video, weight)
+        latents = self.codec.normalise(mean)
+        if self.contrasts is not None:
+            parts["contrasts"] = given.contrasts * self.contrasts.loss(latents, made, video, weight)
         if self.before is not None:
             with torch.no_grad():
-                wanted = self.before.posterior(video)[0]
-            parts["steady"] = given.steady * (self.codec.normalise(mean) - self.codec.normalise(wanted)).square().mean()
+                wanted = self.codec.normalise(self.before.posterior(video)[0])
+            parts["steady"] = given.steady * (latents - wanted).square().mean()
         return torch.stack(list(parts.values())).sum(), {
             **{name: float(part.detach()) for name, part in parts.items()},
             "psnr": float(psnr(made.detach(), video).mean()),
@@ -203,7 +209,7 @@ class VaeTask:
     def export(self, folder: Path) -> list[Path]:
         """`vae.safetensors`, with the latents' statistics folded into the convolutions beside them."""
         to, about = folder / "vae.safetensors", {"stage": "vae"}
-        if self.settings.learns == "decoder" or self.before is not None:
+        if self.settings.keeps is not None:
             # the statistics were folded in when the encoder that stays, or that this one stays near to, was exported
             return [export_module(self.codec, to, torch.float32, about)]
         weights = {name: p.detach().clone() for name, p in self.codec.named_parameters()}
@@ -230,7 +236,7 @@ class VaeTask:
 
 def _moves(made: Tensor, video: Tensor, batch: PictureBatch) -> float:
     """How much of what the mouth does within the frames of a latent is drawn: 1 is all of it, 0 their mean alone."""
-    inside = F.avg_pool3d(batch.weight[:, :, 1:], (4, 8, 8))[:, 0, ..., None].to(video.device) - 1
+    inside = latent_means(batch.weight[:, :, 1:]).movedim(1, -1).to(video.device) - 1
     wanted = differences(video)
     error = (inside * (differences(made) - wanted).square()).sum()
     return float(1 - error / (inside * wanted.square()).sum().clamp_min(1e-8))

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from liveavatar.config import make
 from liveavatar.models.vae import WanCodec
 from liveavatar.training.autoencoder import Autoencoder, encoder_half, initialise, latent_size
 from liveavatar.training.contrasts import Contrasts, differences
+from liveavatar.training.weights import load_exported
 from tests.training.runs import config, journal, run
 
 
@@ -90,7 +90,7 @@ def test_a_training_that_keeps_latents_steady_moves_them_less(tmp_path: Path) ->
 
 def make_codec(folder: Path) -> WanCodec:
     codec = make(config(folder, "vae").model.vae, "model.vae")
-    codec.load_state_dict(load_file(folder / "vae.safetensors"), strict=False)
+    load_exported(codec, folder / "vae.safetensors")
     return codec
 
 
