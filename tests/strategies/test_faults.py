@@ -40,11 +40,13 @@ STREAM, FULL = ("+strategy=fsdp_stream",), ("+strategy=fsdp_full",)
 STEPS, LAYERS = ("+strategy=timestep_pipeline",), ("+strategy=diagonal_pipeline",)
 DECODE = "parallel.decode=rank"
 PLACE = r"block \d+, step \d"
+UNIT = r"unit [\w./]+"
+"""Names of parts of a unit hold a slash: adain.1/voice."""
 
 SHARED = ("+strategy=replicated", "parallel.ulysses_size=2", "parallel.decode=split", "fabric.devices=2")
 
 KILLED = [
-    (STREAM, 1, rf"rank 1 has ended\. Rank \d noticed it while gathering unit [\w.]+ \(at {PLACE}\)"),
+    (STREAM, 1, rf"rank 1 has ended\. Rank \d noticed it while gathering {UNIT} \(at {PLACE}\)"),
     ((*STEPS, DECODE), 0, rf"rank 0 \(decodes\) has ended\. Rank \d noticed it while giving it the latents of {PLACE}"),
     (SHARED, 1, r"rank 1 has ended\. Rank 0 noticed it while sharing a cell or a picture with ranks 0-1"),
     (LAYERS, 2, rf"rank 2 \(steps 0-3 × layer 0\) has ended\. Rank \d noticed it while .* \(at {PLACE}\)"),
@@ -52,7 +54,7 @@ KILLED = [
 """Strategy, the rank that is killed, and what is said of it."""
 
 MORE = [
-    (STREAM, 0, rf"rank 0 has ended\. Rank \d noticed it while gathering unit [\w.]+ \(at {PLACE}\)"),
+    (STREAM, 0, rf"rank 0 has ended\. Rank \d noticed it while gathering {UNIT} \(at {PLACE}\)"),
     (FULL, 1, rf"rank 1 has ended\. Rank \d noticed it \(at {PLACE}\)"),
     (STEPS, 0, rf"rank 0 \(step 3 × layers 0-2\) has ended\. Rank \d noticed it while .* {PLACE}"),
     (STEPS, 1, rf"rank 1 \(steps 1-2 × layers 0-2\) has ended\. Rank \d noticed it while .* {PLACE}"),
