@@ -42,6 +42,8 @@ DECODE = "parallel.decode=rank"
 PLACE = r"block \d+, step \d"
 UNIT = r"unit [\w./]+"
 """Names of parts of a unit hold a slash: adain.1/voice."""
+STEPS_OF = r"steps? \d(-\d)?"
+"""Which steps a rank takes is the plan's to choose."""
 
 SHARED = ("+strategy=replicated", "parallel.ulysses_size=2", "parallel.decode=split", "fabric.devices=2")
 
@@ -56,8 +58,8 @@ KILLED = [
 MORE = [
     (STREAM, 0, rf"rank 0 has ended\. Rank \d noticed it while gathering {UNIT} \(at {PLACE}\)"),
     (FULL, 1, rf"rank 1 has ended\. Rank \d noticed it \(at {PLACE}\)"),
-    (STEPS, 0, rf"rank 0 \(step 3 × layers 0-2\) has ended\. Rank \d noticed it while .* {PLACE}"),
-    (STEPS, 1, rf"rank 1 \(steps 1-2 × layers 0-2\) has ended\. Rank \d noticed it while .* {PLACE}"),
+    (STEPS, 0, rf"rank 0 \({STEPS_OF} × layers 0-2\) has ended\. Rank \d noticed it while .* {PLACE}"),
+    (STEPS, 1, rf"rank 1 \({STEPS_OF} × layers 0-2\) has ended\. Rank \d noticed it while .* {PLACE}"),
     (
         (*LAYERS, DECODE),
         0,
