@@ -23,12 +23,15 @@ from liveavatar.training.clip import ClipBlock, ClipSink, clip_velocities, serve
 from liveavatar.training.draws import DitSettings, Passage, draw_passage
 from liveavatar.training.latents import Encoded, LatentStore
 from liveavatar.training.loop import Draw
-from liveavatar.training.losses import velocity_error
+from liveavatar.training.losses import tint_error, velocity_error
 from liveavatar.training.preview import preview
 from liveavatar.training.speech_stage import CURVES, window_audio
 from liveavatar.types import BLOCK_FRAMES, BLOCK_LATENTS
 
 log = logging.getLogger(__name__)
+
+TINT_SIDE = 4
+"""Latent pixels along the side of a square whose mean `dit.tint` asks for."""
 
 
 class DitTask:
@@ -115,8 +118,12 @@ class DitTask:
             )
         made = clip_velocities(self.parts.dit, sinks, blocks, text, self.rollout.cache_frames)
         weight = 1 + given.mouth * mouth + given.eyes * eyes
-        error = velocity_error(torch.cat(made, dim=2), noise - clean, weight / weight.mean())
+        whole, wanted = torch.cat(made, dim=2), noise - clean
+        error = velocity_error(whole, wanted, weight / weight.mean())
         figures = {"velocity": float(error.detach()), "sigma": float(np.mean(passage.sigmas))}
+        if given.tint:
+            tint = tint_error(whole, wanted, TINT_SIDE)
+            error, figures["tint"] = error + given.tint * tint, float(tint.detach())
         told = self._listening(clips, passage, heard) if given.listen else None
         if told is None:
             return error, figures

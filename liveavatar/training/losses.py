@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -50,6 +51,16 @@ def velocity_error(
 ) -> Float[Tensor, ""]:
     """Mean squared error of flow matching's velocity, in float32."""
     return (weight * (made.float() - wanted.float()).square()).mean()
+
+
+def tint_error(made: Float[Tensor, "b c t h w"], wanted: Float[Tensor, "b c t h w"], side: int) -> Float[Tensor, ""]:
+    """Mean squared error of the means over squares of `side` × `side`: colours and shade, which details outweigh.
+
+    Edges that a side does not divide are left out.
+    """
+    error = made.float() - wanted.float()
+    side = min(side, *error.shape[-2:])
+    return F.avg_pool3d(error, (1, side, side)).square().mean()
 
 
 def one_cycle(step: int, steps: int, warm: int, floor: float) -> float:

@@ -20,9 +20,12 @@ from liveavatar.training.contrasts import Contrasts, differences
 from liveavatar.training.data import PictureBatch, Pictures, latent_means
 from liveavatar.training.grid import save_grid
 from liveavatar.training.loop import Draw
-from liveavatar.training.losses import edges, kl, motion, psnr, reconstruction
+from liveavatar.training.losses import edges, kl, motion, psnr, reconstruction, tint_error
 
 log = logging.getLogger(__name__)
+
+TINT_SIDE = 8
+"""Pixels along the side of a square whose mean colour `vae.tint` asks for: smaller than a cheek."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class VaeSettings:
     steady: weight of the latents' distance from those of the encoder that training starts from (with train.init), in
         its own deviations: a DiT that was trained on them then goes on instead of starting anew.
     noise: deviation of what is added to latents before they are drawn, as a share of theirs.
+    tint: weight of the squared error of mean colours over squares of eight pixels, which distances of details outweigh.
     kl: weight of the divergence from a normal posterior, per latent value.
     mouth: by how much more than others the pixels around the mouth count.
     statistics: batches from which the latents' mean and deviation are measured at the end.
@@ -78,6 +82,7 @@ class VaeSettings:
     contrasts: float = 0.0
     steady: float = 0.0
     noise: float = 0.0
+    tint: float = 0.0
     kl: float = 1e-4
     mouth: float = 2.0
     statistics: int = 64
@@ -169,6 +174,7 @@ class VaeTask:
             "pixels": reconstruction(made, video, weight, given.eps),
             "edges": given.edges * edges(made, video, weight, given.eps),
             "motion": given.motion * motion(made, video, weight, given.eps),
+            "tint": given.tint * tint_error(made, video, TINT_SIDE),
             "kl": given.kl * kl(mean, log_variance),
         }
         latents = self.codec.normalise(mean)

@@ -72,8 +72,11 @@ def test_a_killed_run_resumes_with_the_losses_of_an_unbroken_one(tmp_path: Path)
 
 
 def test_the_dit_and_its_encoders_learn_and_resume(vae: Path) -> None:
-    given = [f"dit.vae={vae / 'vae' / 'export'}", "train.save_every=2", "train.lr=0.003"]
+    given = [f"dit.vae={vae / 'vae' / 'export'}", "train.save_every=2", "train.lr=0.003", "dit.tint=2"]
     run(vae, "dit", *given, "train.steps=4")
+    for line in journal(vae / "dit"):
+        whole = line["velocity"] + 2 * line["tint"] + 0.5 * line["listen"]
+        assert line["tint"] > 0 and line["loss"] == pytest.approx(whole, rel=1e-4)
     for name in ("dit", "text", "speech"):
         assert (vae / "dit" / "export" / f"{name}.safetensors").is_file()
     assert list((vae / "dit" / "validation").glob("*.mp4"))
@@ -173,7 +176,11 @@ def test_a_decoder_learns_behind_an_encoder_that_stays(vae: Path, tmp_path: Path
     from liveavatar.training.weights import load_exported
 
     first, next_ = vae / "vae" / "export", tmp_path / "vae" / "export"
-    run(tmp_path, "vae", "vae.learns=decoder", f"train.init={first}", "train.optimiser=muon", "train.products=bf16")
+    given = ["vae.learns=decoder", "vae.tint=3", f"train.init={first}"]
+    run(tmp_path, "vae", *given, "train.optimiser=muon", "train.products=bf16")
+    parts = ("pixels", "edges", "motion", "tint", "kl")
+    for line in journal(tmp_path / "vae"):
+        assert line["tint"] > 0 and line["loss"] == pytest.approx(sum(line[name] for name in parts), rel=1e-4)
     before, after = (load_file(folder / "vae.safetensors") for folder in (first, next_))
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved

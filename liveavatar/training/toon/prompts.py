@@ -11,6 +11,10 @@ from liveavatar.metrics.toon_prompt import EMOTIONS, GESTURES, LIGHTS
 from liveavatar.training.toon.motion import Motion
 from liveavatar.types import FPS
 
+SWING_HZ = 0.92
+"""How often a head nods or is shaken in a second. It starts down, or to the right, with the clip: of swings that start
+anywhere a model could draw nothing but their mean, which is none."""
+
 _MIENS: dict[str, dict[str, float]] = {
     "neutral": {},
     "happy": {"smile": 0.9, "brow": 0.25, "wide": -0.1},
@@ -115,7 +119,7 @@ def act(motion: Motion, asked: Attributes, rng: np.random.Generator) -> Motion:
         for name in ("x", "y", "roll", "turn", "nod"):
             curves[name] = getattr(motion, name) * 0.12
     elif asked.gesture in ("nodding", "shaking"):
-        swing = np.sin(2 * np.pi * (float(rng.uniform(0.8, 1.05)) * t + rng.random()))
+        swing = np.sin(2 * np.pi * SWING_HZ * t)
         if asked.gesture == "nodding":
             curves |= {"nod": 0.5 * motion.nod + 0.95 * swing, "y": 0.5 * motion.y + 0.05 * swing}
         else:
