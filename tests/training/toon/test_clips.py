@@ -12,10 +12,11 @@ from liveavatar.media.espeak import Line, Phoneme, speak
 from liveavatar.training.toon import corpus, make_clip, read_prompt
 from liveavatar.training.toon.__main__ import main
 from liveavatar.training.toon.clips import FACES
-from liveavatar.training.toon.prompts import EMOTIONS, GESTURES, LIGHTS, Attributes, write_prompt
+from liveavatar.training.toon.prompts import EMOTIONS, GESTURES, LIGHTS, SWING_HZ, Attributes, write_prompt
 from liveavatar.training.toon.speech import CURVES, mouth
 from liveavatar.training.toon.texts import LANGUAGES, sentence
 from liveavatar.training.toon.voices import SPLITS, VOICES
+from liveavatar.types import FPS
 
 speaks = pytest.mark.skipif(espeak.library() is None, reason="espeak-ng is not installed: no voice to synthesise")
 RATE = 16_000
@@ -193,6 +194,19 @@ def test_what_is_asked_is_acted() -> None:
     assert acted("a person, nodding").nod.std() > 2 * rest.nod.std()
     assert acted("a person in blue light").light[0, 2] > 1 > acted("a person in warm light").light[0, 2]
     assert {"happy", "nodding", "warm"} <= {*EMOTIONS, *GESTURES, *LIGHTS}
+
+
+def test_heads_swing_in_step_from_the_start_of_their_clips() -> None:
+    """What starts anywhere cannot be told from a prompt and a voice; what begins with the clip can."""
+    for words, name in (("nodding", "nod"), ("shaking the head", "turn")):
+        told = []
+        for seed in range(3):
+            motions = [make_clip(seed, 3.0, sound="silence", prompt=f"a person{w}").motion for w in (f", {words}", "")]
+            with_, without = (getattr(motion, name) for motion in motions)
+            told.append(with_ - 0.5 * without)
+        for swing in told:
+            assert np.corrcoef(swing, told[0])[0, 1] > 0.99
+            assert swing[: round(FPS / SWING_HZ / 2)].min() >= -1e-6  # the first half of a swing goes one way
 
 
 def test_faces_live() -> None:
