@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from liveavatar.config import MISTAKEN, run_command
@@ -16,6 +20,8 @@ from liveavatar.memory.failure import OutOfMemory
 from liveavatar.sweep import asked_for, run_sweep
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from omegaconf import DictConfig
 
 INTERRUPTED, FAILED = 130, 1
@@ -59,23 +65,51 @@ def summary(directory: Any, metrics: dict[str, Any]) -> str:
 
 
 def _main(cfg: DictConfig) -> None:
-    code = 0
-    try:
-        code = FAILED if infer(cfg).get("requests/failed") else 0
-    except KeyboardInterrupt:
-        _say("interrupted; what was finished is in the file", None)
-        code = INTERRUPTED
-    except ValueError as error:
-        _say(str(error), error)
-        code = MISTAKEN
-    except OSError as error:
-        _say(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", error)
-        code = FAILED
-    except OutOfMemory as error:
-        _say(str(error), error, everywhere=True)
-        code = FAILED
+    with _interrupts() as seen:
+        try:
+            code = FAILED if infer(cfg).get("requests/failed") else 0
+        except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001  what is not foreseen is raised again
+            code = _told(error, isinstance(error, KeyboardInterrupt) or bool(seen))
     if code:
         sys.exit(code)
+
+
+def _told(error: BaseException, interrupted: bool) -> int:
+    """Say what ended a run, and return its exit code. Raises what nobody foresaw."""
+    if interrupted:
+        _say("interrupted; what was finished is in the file", None)
+        return INTERRUPTED
+    if isinstance(error, ValueError):
+        _say(str(error), error)
+        return MISTAKEN
+    if isinstance(error, OSError):
+        _say(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", error)
+        return FAILED
+    if isinstance(error, OutOfMemory):
+        _say(str(error), error, everywhere=True)
+        return FAILED
+    raise error
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Notes each ^C besides raising it. One that is raised while an object is being deleted is lost to Python, and
+    what a rank sees next is that the others, which heard it too, have gone."""
+    seen: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        signal.default_int_handler(number, frame)
+
+    before = signal.getsignal(signal.SIGINT)
+    ours = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+    if ours:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
 
 
 def _say(message: str, error: BaseException | None, everywhere: bool = False) -> None:

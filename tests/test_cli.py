@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -170,13 +171,42 @@ def _stopped(folder: Path, out: Path, how: signal.Signals, ranks: tuple[str, ...
 @pytest.mark.parametrize("ranks", [(), RANKS], ids=["alone", "two ranks"])
 def test_an_interrupted_run_closes_its_film(folder: Path, tmp_path: Path, ranks: tuple[str, ...]) -> None:
     code, said, seen = _stopped(folder, tmp_path, signal.SIGINT, ranks)
-    assert code == 130
+    assert code == 130, said[-3000:]
     assert "Traceback" not in said
     assert said.count("interrupted") == 1
     found = probe(tmp_path / "avatar.mp4")
     assert max(seen, 9) <= found["frames"] < 12 * 25
     assert abs(found["audio_seconds"] - found["video_seconds"]) < 0.07
     assert json.loads((tmp_path / "metrics.json").read_text())["run/finished"] is False
+
+
+LOST = """
+import os, signal, sys
+from liveavatar import infer
+
+class Falls:
+    def __del__(self):
+        if "stop" in sys.argv:
+            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(100):
+                pass
+
+def ends(cfg):
+    Falls()
+    raise ConnectionError("rank 1 has ended")
+
+infer.infer = ends
+infer._main(None)
+"""
+
+
+@pytest.mark.parametrize(("words", "code", "told"), [(["stop"], 130, "interrupted"), ([], 1, "rank 1 has ended")])
+def test_an_interrupt_that_python_loses_is_still_one(words: list[str], code: int, told: str) -> None:
+    """Raised in a destructor it is dropped; what is seen next is that the other rank, which heard it too, has gone."""
+    done = subprocess.run([sys.executable, "-c", LOST, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert f"liveavatar: {told}" in done.stderr
+    assert ("Exception ignored" in done.stderr) == bool(words)
 
 
 def test_a_killed_run_leaves_a_film_that_plays(folder: Path, tmp_path: Path) -> None:
