@@ -11,8 +11,6 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from liveavatar.config import MISTAKEN, run_command
@@ -65,11 +63,13 @@ def summary(directory: Any, metrics: dict[str, Any]) -> str:
 
 
 def _main(cfg: DictConfig) -> None:
-    with _interrupts() as seen:
+    interrupts = _Interrupts()
+    with interrupts:
         try:
             code = FAILED if infer(cfg).get("requests/failed") else 0
         except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001  what is not foreseen is raised again
-            code = _told(error, isinstance(error, KeyboardInterrupt) or bool(seen))
+            interrupts.settle()
+            code = _told(error, isinstance(error, KeyboardInterrupt) or interrupts.seen)
     if code:
         sys.exit(code)
 
@@ -91,25 +91,49 @@ def _told(error: BaseException, interrupted: bool) -> int:
     raise error
 
 
-@contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Notes each ^C besides raising it. One that is raised while an object is being deleted is lost to Python, and
-    what a rank sees next is that the others, which heard it too, have gone."""
-    seen: list[int] = []
+class _Interrupts:
+    """Sees to it that ^C ends a run. Raised while an object is being deleted it is lost to Python, which prints it and
+    goes on; then it is sent once more. `seen`: one came, whatever was noticed first, such as that another rank, which
+    heard it too, has gone.
+    """
 
-    def note(number: int, frame: FrameType | None) -> None:
-        seen.append(number)
+    AGAIN_S = 0.02
+
+    def __init__(self) -> None:
+        self.seen = False
+        self._again: threading.Timer | None = None
+        self._handler, self._hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
+        main = threading.current_thread() is threading.main_thread()
+        self._ours = main and self._handler is signal.default_int_handler
+
+    def __enter__(self) -> None:
+        if self._ours:
+            signal.signal(signal.SIGINT, self._note)
+            sys.unraisablehook = self._lost
+
+    def __exit__(self, *_: object) -> None:
+        self.settle()
+        if self._ours:
+            signal.signal(signal.SIGINT, self._handler)
+            sys.unraisablehook = self._hook
+
+    def settle(self) -> None:
+        """Nothing is to be interrupted any more."""
+        if self._again is not None:
+            self._again.cancel()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.seen = True
         signal.default_int_handler(number, frame)
 
-    before = signal.getsignal(signal.SIGINT)
-    ours = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
-    if ours:
-        signal.signal(signal.SIGINT, note)
-    try:
-        yield seen
-    finally:
-        if ours:
-            signal.signal(signal.SIGINT, before)
+    def _lost(self, unraisable: sys.UnraisableHookArgs) -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            self._hook(unraisable)
+            return
+        # to the main thread itself: what it waits in, as in a message from another rank, is to be left
+        self._again = threading.Timer(self.AGAIN_S, signal.pthread_kill, (threading.get_ident(), signal.SIGINT))
+        self._again.daemon = True
+        self._again.start()
 
 
 def _say(message: str, error: BaseException | None, everywhere: bool = False) -> None:

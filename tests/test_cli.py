@@ -25,6 +25,8 @@ from tests.running import SMALL, command, picture, run_command, speech, write_wa
 
 PROMPT = "A man, smiling: \"hi\" (softly) [x] {y} = z; ${seed} $5 & 100%\nMädchen — it's 'fine' \\ …"
 RANKS = ("+strategy=fsdp_stream", "fabric.devices=2", "strategy.timeout_s=60")
+ENDLESS_S = 90.0
+"""Seconds of a voice whose run is stopped midway: 12 are a matter of three seconds for a fast machine."""
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     picture(made / "me, you.png", size=(100, 90))
     write_wav(made / "short=1.wav", speech(0.6))
     write_wav(made / "long.wav", speech(12.0))
+    write_wav(made / "endless.wav", speech(ENDLESS_S))
     return made
 
 
@@ -153,7 +156,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_film(folder: Path, tmp_path: Pat
 def _stopped(folder: Path, out: Path, how: signal.Signals, ranks: tuple[str, ...]) -> tuple[int, str, int]:
     """Exit code, terminal, and frames on disk when the signal was sent."""
     process = subprocess.Popen(
-        command(*_arguments(folder, out, "long.wav"), *ranks),
+        command(*_arguments(folder, out, "endless.wav"), *ranks),
         cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True,
     )  # fmt: skip
     film = out / "avatar.mp4"
@@ -175,24 +178,26 @@ def test_an_interrupted_run_closes_its_film(folder: Path, tmp_path: Path, ranks:
     assert "Traceback" not in said
     assert said.count("interrupted") == 1
     found = probe(tmp_path / "avatar.mp4")
-    assert max(seen, 9) <= found["frames"] < 12 * 25
+    assert max(seen, 9) <= found["frames"] < ENDLESS_S * 25
     assert abs(found["audio_seconds"] - found["video_seconds"]) < 0.07
     assert json.loads((tmp_path / "metrics.json").read_text())["run/finished"] is False
 
 
 LOST = """
-import os, signal, sys
+import os, signal, sys, time
 from liveavatar import infer
 
 class Falls:
     def __del__(self):
-        if "stop" in sys.argv:
-            os.kill(os.getpid(), signal.SIGINT)
-            for _ in range(100):
-                pass
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(100):
+            pass
 
 def ends(cfg):
-    Falls()
+    if "stop" in sys.argv:
+        Falls()
+    if "wait" in sys.argv:
+        time.sleep(20)
     raise ConnectionError("rank 1 has ended")
 
 infer.infer = ends
@@ -200,13 +205,18 @@ infer._main(None)
 """
 
 
-@pytest.mark.parametrize(("words", "code", "told"), [(["stop"], 130, "interrupted"), ([], 1, "rank 1 has ended")])
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [(["stop"], 130, "interrupted"), (["stop", "wait"], 130, "interrupted"), ([], 1, "rank 1 has ended")],
+)
 def test_an_interrupt_that_python_loses_is_still_one(words: list[str], code: int, told: str) -> None:
-    """Raised in a destructor it is dropped; what is seen next is that the other rank, which heard it too, has gone."""
+    """Raised in a destructor it is dropped; what is seen next is more work, or that another rank has gone by it."""
+    began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", LOST, *words], capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stderr
     assert f"liveavatar: {told}" in done.stderr
-    assert ("Exception ignored" in done.stderr) == bool(words)
+    assert "Exception ignored" not in done.stderr
+    assert time.monotonic() - began < 19
 
 
 def test_a_killed_run_leaves_a_film_that_plays(folder: Path, tmp_path: Path) -> None:
