@@ -21,7 +21,7 @@ from liveavatar.checkpoint.load import Lent, materialise
 from liveavatar.checkpoint.quantised import check_kind, quantised
 from liveavatar.checkpoint.read import TensorSource, expect
 from liveavatar.choice import Chosen, choose, choose_attention, choose_compile
-from liveavatar.config import conf_dir, kept, literal, make
+from liveavatar.config import conf_dir, first_rank, kept, literal, make
 from liveavatar.intake import Parts, check_request
 from liveavatar.memory.attend import WatchedSource
 from liveavatar.memory.explain import explained, foresee
@@ -34,7 +34,7 @@ from liveavatar.models.dit.quantised import quantise_linears
 from liveavatar.run import Run, encoders
 from liveavatar.sampling.scheduler import EulerSampler
 from liveavatar.session import AvatarSession
-from liveavatar.settings import first_rank, make_request, storage_type
+from liveavatar.settings import make_request, storage_type
 from liveavatar.strategies.auto import ask_of, best, options, setup_of
 from liveavatar.strategies.auto import choose as prefer
 from liveavatar.strategies.rehearsal import Stage, rehearse

@@ -15,9 +15,9 @@ from omegaconf import DictConfig
 
 from liveavatar.assemble import Loaded, Run, load
 from liveavatar.choice import Chosen, choose
-from liveavatar.config import kept
+from liveavatar.config import first_rank, kept
 from liveavatar.listing import Job, checked, deal, finished_before, read_jobs
-from liveavatar.settings import first_rank, make_request
+from liveavatar.settings import make_request
 from liveavatar.strategies.faults import RankLost
 from liveavatar.tracking import log_beside, make_run_directory, start_log, write_metrics
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from liveavatar.benching.rows import SUITES, Row, chosen, cpu_rows, gpu_rows
-from liveavatar.config import MISTAKEN, run_command
+from liveavatar.command import FAILED, run_command
 from liveavatar.tracking import make_run_directory, stamp, start_log
 
 if TYPE_CHECKING:
@@ -199,29 +199,22 @@ def _written(
     return summaries, notes
 
 
-def _main(cfg: DictConfig) -> None:
-    try:
-        told = bench(cfg)
-    except KeyboardInterrupt:
-        sys.stderr.write("liveavatar: interrupted; what is measured is kept, resume=true goes on\n")
-        sys.exit(130)
-    except ValueError as error:
-        sys.stderr.write(f"liveavatar: {error}\n")
-        sys.exit(MISTAKEN)
+def _main(cfg: DictConfig) -> int:
+    told = bench(cfg)
     sys.stdout.write((told["folder"] / "table.md").read_text(encoding="utf-8"))
     for note in told["differences"]:
         sys.stderr.write(f"liveavatar: {note}\n")
     if told["undone"]:
         sys.stderr.write(f"liveavatar: {len(told['undone'])} turns are left: the same with resume=true goes on\n")
-        sys.exit(UNFINISHED)
+        return UNFINISHED
     if told["failed"]:
         sys.stderr.write(f"liveavatar: failed: {', '.join(told['failed'])}; see rows/ in {told['folder']}\n")
-    sys.exit(1 if told["failed"] or told["differences"] else 0)
+    return FAILED if told["failed"] or told["differences"] else 0
 
 
 def main() -> None:
     """Entry point of `python -m liveavatar.bench` and of the console script."""
-    run_command("bench", _main)
+    run_command("bench", _main, interrupted="interrupted; what is measured is kept, resume=true goes on")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +56,16 @@ def processes_here() -> int:
     if "LOCAL_WORLD_SIZE" in os.environ:
         return int(os.environ["LOCAL_WORLD_SIZE"])
     return tasks_per_node() if started_by_slurm() else 1
+
+
+def first_rank() -> bool:
+    """Whether this process speaks for all: known before they meet, from what Fabric, torchrun or Slurm has set."""
+    if "RANK" in os.environ:
+        return os.environ["RANK"] == "0"
+    if started_by_slurm():
+        return os.environ["SLURM_PROCID"] == "0"
+    node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
+    return (node, os.environ.get("LOCAL_RANK", "0")) == ("0", "0")
 
 
 def register_resolvers() -> None:
@@ -147,43 +155,3 @@ def _quoted(argument: str) -> str:
     value = re.sub(r'(\\*)"', r'\1\1\\"', value)
     value = re.sub(r"(\\+)\Z", r"\1\1", value)
     return f'{key}="{value}"'
-
-
-TALKATIVE = ("torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer", "torch.utils.cpp_extension")
-"""Loggers that speak to developers of other libraries whenever those are imported beside one another."""
-
-
-def hush() -> None:
-    """Keep what libraries tell one another at import off the screen of a command: it is nothing a user can mend."""
-    for name in TALKATIVE:
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
-MISTAKEN = 2
-"""Exit code of a command that was given what cannot be."""
-
-
-def run_command(name: str, body: Callable[[DictConfig], None], extra: Sequence[str] = ()) -> None:
-    """The life of a command: its words become the configuration `name`, which `body` is given.
-
-    An exit before there is a configuration is a mistake on the command line. `extra` words come after the user's.
-    """
-    import hydra
-
-    register_resolvers()
-    hush()
-    sys.argv[1:] = quoted([*sys.argv[1:], *extra])
-    composed = False
-
-    @hydra.main(version_base="1.3", config_path=conf_dir(), config_name=name)
-    def run(cfg: DictConfig) -> None:
-        nonlocal composed
-        composed = True
-        body(cfg)
-
-    try:
-        run()
-    except SystemExit as ended:
-        if ended.code == 1 and not composed:
-            raise SystemExit(MISTAKEN) from None
-        raise

@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from liveavatar.config import MISTAKEN, make, run_command
+from liveavatar.command import run_command
+from liveavatar.config import make
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from liveavatar.checkpoint.read import TensorSource
 
-INTERRUPTED, FAILED = 130, 1
+STOPPED = "interrupted; the same command goes on from here"
 FORMATS = ("streamable", "published")
 COMPONENTS = ("dit", "text", "speech", "vae")
 
@@ -186,23 +187,13 @@ class _Progress:
 
 
 def _run(cfg: DictConfig, fetch: bool) -> None:
-    try:
-        if fetch:
-            from liveavatar.checkpoint.fetch import fetch_published
+    if fetch:
+        from liveavatar.checkpoint.fetch import fetch_published
 
-            folder = fetch_published(Path(str(cfg.weights.dir)).expanduser())
-            sys.stderr.write(f"liveavatar: {folder} is complete and checked\n")
-        else:
-            sys.stderr.write(f"liveavatar: {convert(cfg)} is written and checked\n")
-    except KeyboardInterrupt:
-        sys.stderr.write("liveavatar: interrupted; the same command goes on from here\n")
-        sys.exit(INTERRUPTED)
-    except ValueError as error:
-        sys.stderr.write(f"liveavatar: {error}\n")
-        sys.exit(MISTAKEN)
-    except OSError as error:
-        sys.stderr.write(f"liveavatar: {error.strerror or error}{f': {error.filename}' if error.filename else ''}\n")
-        sys.exit(FAILED)
+        folder = fetch_published(Path(str(cfg.weights.dir)).expanduser())
+    else:
+        folder = convert(cfg)
+    sys.stderr.write(f"liveavatar: {folder} is {'complete' if fetch else 'written'} and checked\n")
 
 
 def main() -> None:
@@ -210,7 +201,7 @@ def main() -> None:
     fetch = sys.argv[1:2] == ["fetch"]
     if fetch:
         del sys.argv[1]
-    run_command("convert", partial(_run, fetch=fetch), ["to=null"] if fetch else [])
+    run_command("convert", partial(_run, fetch=fetch), ["to=null"] if fetch else [], interrupted=STOPPED)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from liveavatar.config import MISTAKEN, make, run_command
+from liveavatar.command import run_command
+from liveavatar.config import make
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -160,23 +160,14 @@ def _reasons(told: Mapping[str, Any]) -> list[str]:
 def _main(cfg: DictConfig) -> None:
     from rich.console import Console
 
-    try:
-        told = evaluate(cfg)
-        if cfg.json is not None:
-            text = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
-            Path(str(cfg.json)).expanduser().write_text(text, encoding="utf-8")
-        console = Console()
-        console.print(_table(told))
-        for line in _reasons(told):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except ValueError as error:
-        sys.stderr.write(f"liveavatar: {error}\n")
-        sys.exit(MISTAKEN)
-    except OSError as error:
-        sys.stderr.write(f"liveavatar: {error.strerror or error}{f': {error.filename}' if error.filename else ''}\n")
-        sys.exit(1)
+    told = evaluate(cfg)
+    if cfg.json is not None:
+        text = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
+        Path(str(cfg.json)).expanduser().write_text(text, encoding="utf-8")
+    console = Console()
+    console.print(_table(told))
+    for line in _reasons(told):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:

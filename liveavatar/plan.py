@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from liveavatar.config import MISTAKEN, make, run_command
+from liveavatar.command import run_command
+from liveavatar.config import make
 from liveavatar.memory.given import GB, Ask, Topology
 from liveavatar.memory.plan import PHASES
 from liveavatar.strategies.auto import Option, advice, ask_of, best, choose, options
@@ -129,17 +130,13 @@ def verify(cfg: DictConfig, told: dict[str, Any]) -> dict[str, Any]:
 
 
 def _main(cfg: DictConfig) -> None:
-    try:
-        told = plan(cfg)
-        if cfg.plan.verify:
-            told["verified"] = verify(cfg, told)
-        if cfg.output.json is not None:
-            path = Path(cfg.output.json).expanduser()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"liveavatar: {error}\n")
-        sys.exit(MISTAKEN)
+    told = plan(cfg)
+    if cfg.plan.verify:
+        told["verified"] = verify(cfg, told)
+    if cfg.output.json is not None:
+        path = Path(cfg.output.json).expanduser()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     show(told)
     for name, row in told.get("verified", {}).items():
         sys.stdout.write(

@@ -10,12 +10,12 @@ import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from liveavatar.config import MISTAKEN, make, run_command
+from liveavatar.command import FAILED, Interrupts, run_command, told
+from liveavatar.config import first_rank, make
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-FAILED = 1
 NEEDED = ("starlette", "uvicorn", "websockets")
 
 
@@ -26,7 +26,6 @@ def serve(cfg: DictConfig, words: list[str]) -> bool:
     """
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise ValueError(f"the live server needs {', '.join(missing)}: pip install 'liveavatar[ui]'")
-    from liveavatar.settings import first_rank
     from liveavatar.tracking import start_log
     from liveavatar.ui.app import make_app
     from liveavatar.ui.loading import loader
@@ -54,14 +53,15 @@ def main() -> None:
     run_command("serve", keep)
     if not composed:  # --help and the like
         return
-    try:  # outside Hydra, for visitors have models composed anew
-        if not serve(*composed[0]):
-            sys.exit(FAILED)
-    except ValueError as error:
-        sys.stderr.write(f"liveavatar: {error}\n")
-        sys.exit(MISTAKEN)
-    except KeyboardInterrupt:
-        pass
+    code = 0
+    with Interrupts():
+        try:  # outside Hydra, for visitors have models composed anew
+            code = 0 if serve(*composed[0]) else FAILED
+        except KeyboardInterrupt:
+            pass
+        except (ValueError, OSError) as error:
+            code = told(error)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

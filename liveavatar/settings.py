@@ -84,16 +84,6 @@ def make_request(cfg: DictConfig) -> AvatarRequest:
     )
 
 
-def first_rank() -> bool:
-    """Whether this process speaks for all: known before they meet, from what Fabric, torchrun or Slurm has set."""
-    if "RANK" in os.environ:
-        return os.environ["RANK"] == "0"
-    if started_by_slurm():
-        return os.environ["SLURM_PROCID"] == "0"
-    node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
-    return (node, os.environ.get("LOCAL_RANK", "0")) == ("0", "0")
-
-
 def ranks_compute(cfg: DictConfig, strategy: Any) -> str:
     """What each rank computes: `same`, all of them one request, or `requests`, each one of its own.
 

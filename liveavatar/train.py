@@ -6,16 +6,14 @@ python -m liveavatar.train +experiment=tiny_vae output.dir=runs/vae
 from __future__ import annotations
 
 import logging
-import os
-import sys
 from typing import TYPE_CHECKING, Any
 
-from liveavatar.config import MISTAKEN, run_command
+from liveavatar.command import run_command
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-INTERRUPTED, FAILED = 130, 1
+STOPPED = "interrupted; the same command goes on from the last checkpoint"
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
@@ -35,38 +33,12 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _main(cfg: DictConfig) -> None:
-    code = 0
-    try:
-        train(cfg)
-    except KeyboardInterrupt:
-        _say("interrupted; the same command goes on from the last checkpoint")
-        code = INTERRUPTED
-    except ValueError as error:
-        _say(str(error))
-        code = MISTAKEN
-    except FloatingPointError as error:
-        _say(str(error))
-        code = FAILED
-    except OSError as error:
-        _say(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
-        code = FAILED
-    if code:
-        sys.exit(code)
-
-
-def _say(message: str) -> None:
-    """The message on the terminal, once for all ranks, and in the log file, if there is one."""
-    log = logging.getLogger("liveavatar")
-    for handler in log.handlers:
-        if isinstance(handler, logging.FileHandler):
-            handler.handle(logging.LogRecord("liveavatar", logging.ERROR, __file__, 0, message, (), sys.exc_info()))
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        sys.stderr.write(f"liveavatar: {message}\n")
+    train(cfg)
 
 
 def main() -> None:
     """Entry point of `python -m liveavatar.train` and of the console script."""
-    run_command("train", _main)
+    run_command("train", _main, interrupted=STOPPED, foreseen=(FloatingPointError,))
 
 
 if __name__ == "__main__":

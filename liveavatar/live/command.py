@@ -10,13 +10,12 @@ from typing import Any, BinaryIO
 from omegaconf import DictConfig, OmegaConf
 
 from liveavatar.choice import Chosen
-from liveavatar.config import kept, literal
+from liveavatar.config import first_rank, kept, literal
 from liveavatar.live.avatar import Avatar, open_avatar
 from liveavatar.live.feeds import RawFeed
 from liveavatar.media.image import load_image
 from liveavatar.metrics.speed import SpeedMeter
 from liveavatar.run import ESSENTIAL, fanout, sinks_of
-from liveavatar.settings import first_rank
 from liveavatar.tracking import check_output_file, make_run_directory, start_log, write_metrics
 
 log = logging.getLogger(__name__)

@@ -39,6 +39,9 @@ MOST = 5
 class OutOfMemory(RuntimeError):
     """A run needed more memory than there was; the message is the explanation, `report` the whole of it."""
 
+    tells = True
+    """Each rank has its own to tell."""
+
     def __init__(self, message: str, report: Mapping[str, Any]) -> None:
         super().__init__(message)
         self.report = report

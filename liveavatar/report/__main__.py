@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import sys
 from typing import TYPE_CHECKING
 
-from liveavatar.config import MISTAKEN, run_command
+from liveavatar.command import run_command
 from liveavatar.report.write import report
 from liveavatar.tracking import start_log
 
@@ -19,11 +18,7 @@ def _main(cfg: DictConfig) -> None:
     logging.getLogger("liveavatar").handlers[0].setLevel(logging.INFO)
     for module in ("gather", "write"):  # Hydra's `disabled` reaches loggers that exist already
         logging.getLogger(f"liveavatar.report.{module}").disabled = False
-    try:
-        report(cfg.runs, cfg.out, cfg.quality, cfg.title)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"liveavatar: {error}\n")
-        sys.exit(MISTAKEN)
+    report(cfg.runs, cfg.out, cfg.quality, cfg.title)
 
 
 def main() -> None:

@@ -169,7 +169,8 @@ class ToonSource:
 
     @property
     def token(self) -> str:
-        return f"toon 3 {self.seconds}"  # 2: heads and lids follow the voice; 3: nods begin with the clip
+        # 2: heads and lids follow the voice; 3: nods begin with the clip; 4: of a voice, pauses alone shut lids.
+        return f"toon 4 {self.seconds}"
 
     def look(self, number: int, frames: int, size: tuple[int, int]) -> Look:
         from liveavatar.training.toon import Identity, random_motion, render

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from lightning.fabric.plugins.environments import SLURMEnvironment
 
-from liveavatar.config import compose, processes_here
-from liveavatar.settings import first_rank, node_count
+from liveavatar.config import compose, first_rank, processes_here
+from liveavatar.settings import node_count
 from tests.strategies.launch import clean_environment, free_port
 from tests.strategies.test_cli import ASKED, infer, run_directories, same_latents
 

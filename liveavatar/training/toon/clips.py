@@ -105,7 +105,7 @@ def make_clip(
     motion = idle(seed, frames, sway=sway)
     if kind in ("speech", "recording"):
         lips = mouth(pcm, frames, found.phonemes)
-        motion = follow(motion, pcm, seed, sway)
+        motion = follow(motion, pcm, sway)
         motion = motion.with_(**lips, brow=motion.brow + 0.12 * (lips["opening"] - 0.25) * (lips["opening"] > 0))
     motion = act(motion, wish, acted)
     text_prompt = prompt if prompt is not None else write_prompt(wish, asked)

@@ -22,11 +22,11 @@ NOD = {"y": 0.08, "nod": 0.6}
 LEAN = {"x": 0.09, "roll": 0.06, "turn": 0.6}
 """By how much it leans from dark vowels to bright ones."""
 
-_SMOOTH_S, _PAUSE_S, _SPOKEN_S = 0.44, 0.12, 0.32
-_BLINK_GAP_S, _BLINK_LATEST_S = 1.6, 5.0
+_SMOOTH_S, _SPEAKS = 0.44, 0.12
+_PAUSE_S, _SPOKEN_S, _BLINK_GAP_S = 0.08, 0.24, 1.4
 
 
-def follow(motion: Motion, pcm: Float[np.ndarray, " samples"], seed: int, sway: float = 1.0) -> Motion:
+def follow(motion: Motion, pcm: Float[np.ndarray, " samples"], sway: float = 1.0) -> Motion:
     """The same head and lids as a voice at 16 kHz moves them; `sway` scales the head's part."""
     frames = len(motion)
     bands, loud = heard(pcm, frames)
@@ -36,22 +36,19 @@ def follow(motion: Motion, pcm: Float[np.ndarray, " samples"], seed: int, sway: 
     stress = stress - 0.45
     told = {name: gain * stress for name, gain in NOD.items()} | {name: gain * lean for name, gain in LEAN.items()}
     curves = {name: SHARE * getattr(motion, name) + sway * curve for name, curve in told.items()}
-    return motion.with_(blink=_blinks(loud, frames, seed), **curves)
+    return motion.with_(blink=_blinks(loud, frames), **curves)
 
 
-def _blinks(loud: np.ndarray, frames: int, seed: int) -> np.ndarray:
-    """Lids that shut as a pause begins, not twice within 1.6 s; in a long passage without one, now and then."""
-    rng = np.random.default_rng([abs(int(seed)), 7012])
-    speaks = at_frames(loud, frames) > 0.12
+def _blinks(loud: np.ndarray, frames: int) -> np.ndarray:
+    """Lids that shut once a pause can be heard, not twice within 1.4 s: nothing but the voice so far decides."""
+    speaks = at_frames(loud, frames) > _SPEAKS
     shut = np.zeros(frames, np.float32)
-    pause, spoken, last, latest = round(_PAUSE_S * FPS), round(_SPOKEN_S * FPS), -FPS, _latest(rng)
-    for frame in range(frames):
-        falls = frame >= spoken and speaks[frame - spoken : frame].all() and not speaks[frame : frame + pause].any()
-        if (falls and frame - last > _BLINK_GAP_S * FPS) or frame - last > latest:
+    pause, spoken, gap = (round(seconds * FPS) for seconds in (_PAUSE_S, _SPOKEN_S, _BLINK_GAP_S))
+    last = -gap
+    for frame in range(pause + spoken, frames):
+        begun = frame - pause
+        pauses = speaks[begun - spoken : begun].all() and not speaks[begun:frame].any()
+        if pauses and frame - last > gap:
             shut_at(shut, frame)
-            last, latest = frame, _latest(rng)
+            last = frame
     return shut
-
-
-def _latest(rng: np.random.Generator) -> float:
-    return float(rng.uniform(0.8, 1.2)) * _BLINK_LATEST_S * FPS

@@ -248,6 +248,8 @@ def test_eyes_shut_as_a_pause_begins() -> None:
     for pause in 2.4 + 3 * np.arange(7):
         assert np.abs(starts / 25 - pause).min() < 0.17
     assert len(starts) <= 12
+    other = make_clip(6, 12.0, audio=pcm[: 12 * RATE], prompt="a person").motion.blink
+    assert np.array_equal(other, blink[: len(other)])  # nothing but the voice so far decides
 
 
 @speaks
