@@ -212,7 +212,8 @@ class ToonSource:
         motion, curves = clip.motion, _curves(clip.motion)
         boxes, eyes = mouth_boxes(clip.identity, motion, size), eye_boxes(clip.identity, motion, size)
         portrait = render_still(clip.identity, size)
-        return Talk(render(clip.identity, motion, size), clip.audio, clip.prompt, portrait, boxes, curves, eyes)
+        frames = render(clip.identity, motion, size)
+        return Talk(frames, clip.audio, clip.prompt, portrait, boxes, curves, eyes, motion.blink)
 
 
 def _curves(motion: Motion) -> Float[np.ndarray, "t 3"]:

@@ -23,7 +23,7 @@ from liveavatar.training.clip import ClipBlock, ClipSink, clip_velocities, serve
 from liveavatar.training.draws import DitSettings, Passage, draw_passage
 from liveavatar.training.latents import Encoded, LatentStore
 from liveavatar.training.loop import Draw
-from liveavatar.training.losses import tint_error, velocity_error
+from liveavatar.training.losses import face_weight, tint_error, velocity_error
 from liveavatar.training.preview import preview
 from liveavatar.training.speech_stage import CURVES, window_audio
 from liveavatar.types import BLOCK_FRAMES, BLOCK_LATENTS
@@ -91,10 +91,11 @@ class DitTask:
         given, n = self.settings, len(passage.sigmas)
         cuts = [slice(start * BLOCK_LATENTS, (start + n) * BLOCK_LATENTS) for start in passage.starts]
         clean = self._stack([clip.latents[:, cut] for clip, cut in zip(clips, cuts, strict=True)])
-        mouth, eyes = (
-            self._stack([getattr(clip, name)[cut] for clip, cut in zip(clips, cuts, strict=True)]).unsqueeze(1)
-            for name in ("mouth", "eyes")
+        places = (
+            self._stack([getattr(clip, name)[cut] for clip, cut in zip(clips, cuts, strict=True)])
+            for name in ("mouth", "eyes", "lids")
         )
+        weight = face_weight(*places, by=(given.mouth, given.eyes, given.lids))
         seen = clean + passage.corruption * self._noise(clean, generator)
         noise = self._noise(clean, generator)
         text = self._words([clip.prompt if rng.random() >= given.drop_text else "" for clip in clips])
@@ -117,9 +118,8 @@ class DitTask:
                 )
             )
         made = clip_velocities(self.parts.dit, sinks, blocks, text, self.rollout.cache_frames)
-        weight = 1 + given.mouth * mouth + given.eyes * eyes
         whole, wanted = torch.cat(made, dim=2), noise - clean
-        error = velocity_error(whole, wanted, weight / weight.mean())
+        error = velocity_error(whole, wanted, weight)
         figures = {"velocity": float(error.detach()), "sigma": float(np.mean(passage.sigmas))}
         if given.tint:
             tint = tint_error(whole, wanted, TINT_SIDE)

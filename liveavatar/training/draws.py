@@ -28,6 +28,7 @@ class DitSettings:
     corruption: largest deviation of noise added to clean latents (blocks and refreshed reference), in half the batches.
     drop_text, drop_audio: share of clips without prompt, without voice.
     mouth, eyes: by how much more than others the latent pixels around the mouth, the eyes and brows count.
+    lids: by how much more those around the eyes count while lids are shut, which is rare: without it nobody blinks.
     tint: weight of the error of means over squares of four latent pixels: colours and shade, which details outweigh.
     listen: weight of the loss by which the speech encoder tells the mouth's curves, where the data know them.
     held_out_blocks: blocks of each clip that is generated for validation; `held_out_clips` of them.
@@ -49,6 +50,7 @@ class DitSettings:
     drop_audio: float = 0.05
     mouth: float = 2.0
     eyes: float = 0.0
+    lids: float = 0.0
     tint: float = 0.0
     listen: float = 0.5
     held_out_blocks: int = 8
@@ -61,7 +63,7 @@ class DitSettings:
         for key in ("young", "independent", "sampler_levels", "drop_text", "drop_audio"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"dit.{key}={getattr(self, key)} is a share: use 0 to 1")
-        for key in ("corruption", "mouth", "eyes", "tint", "listen"):
+        for key in ("corruption", "mouth", "eyes", "lids", "tint", "listen"):
             if getattr(self, key) < 0:
                 raise ValueError(f"dit.{key}={getattr(self, key)} cannot be negative")
 

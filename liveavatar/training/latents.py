@@ -35,13 +35,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Encoded:
-    """A clip of `blocks` blocks. `curves` says how the mouth moves, frame by frame, where the source knows."""
+    """A clip of `blocks` blocks. `curves` says how the mouth moves, frame by frame, where the source knows.
+
+    `mouth` and `eyes` are the share of a latent pixel that they fill; `lids` how far they shut within a latent, 0 to 1.
+    """
 
     latents: Float[Tensor, "16 f h w"]
     reference: Float[Tensor, "16 1 h w"]
     motion: Float[Tensor, "16 m h w"]
     mouth: Float[Tensor, "f h w"]
     eyes: Float[Tensor, "f h w"]
+    lids: Float[Tensor, " f"]
     sound: Float[Tensor, " samples"]
     curves: Float[Tensor, "t k"] | None
     prompt: str
@@ -70,7 +74,7 @@ class LatentStore:
         if not numbers:
             raise ValueError("data holds no clip: give at least one to train on and one to validate with")
         self.source, self.numbers, self.size, self.codec, self.device = source, list(numbers), size, codec, device
-        key = hashlib.sha256(f"2 {source.token} {size} {fingerprint(codec)}".encode()).hexdigest()[:12]  # 2: with eyes
+        key = hashlib.sha256(f"3 {source.token} {size} {fingerprint(codec)}".encode()).hexdigest()[:12]  # 3: with lids
         self.folder = folder / f"latents-{key}"
 
     def prepare(self) -> int:
@@ -101,6 +105,7 @@ class LatentStore:
             held["motion"].float(),
             held["mouth"].float(),
             held["eyes"].float(),
+            held["lids"].float(),
             held["sound"].float() / 32767,
             held.get("curves"),
             prompt,
@@ -139,6 +144,7 @@ def encode_talk(talk: Talk, codec: WanCodec, size: tuple[int, int], device: torc
         "motion": still_motion(kept[0, :, :WARM_LATENTS]).half(),
         "mouth": box_share(talk.mouth, frames, size).half(),
         "eyes": box_share(talk.eyes, frames, size).half(),
+        "lids": furthest(talk.lids, frames).half(),
         "sound": torch.from_numpy((np.clip(talk.sound, -1, 1) * 32767).round().astype(np.int16)),
     }
     if talk.curves is not None:
@@ -167,6 +173,13 @@ def box_share(boxes: np.ndarray | None, frames: np.ndarray, size: tuple[int, int
         return torch.zeros(len(frames) // LATENT_STRIDE, height, width)
     mask = box_mask(torch.from_numpy(boxes[frames]).float()[None], size)
     return latent_means(mask)[0]
+
+
+def furthest(lids: np.ndarray | None, frames: np.ndarray) -> Float[Tensor, " f"]:
+    """How far lids shut within the four frames of each latent; zeros where nobody knows."""
+    if lids is None:
+        return torch.zeros(len(frames) // LATENT_STRIDE)
+    return torch.from_numpy(lids[frames].reshape(-1, LATENT_STRIDE).max(1)).float()
 
 
 def _video(frames: np.ndarray, still: np.ndarray, before: int, device: torch.device) -> Float[Tensor, "1 3 t H W"]:

@@ -16,7 +16,7 @@ class Talk:
 
     `portrait` is the picture that a user would give of that person. `mouth` is as in `Look`; `curves` holds numbers
     that say how the mouth moves (opening, width, rounding); `eyes` are boxes as `mouth` is, around both eyes and their
-    brows. All three are None where the source does not know.
+    brows; `lids` are 0 open to 1 shut. All four are None where the source does not know.
     """
 
     frames: UInt8[np.ndarray, "t H W 3"]
@@ -26,6 +26,7 @@ class Talk:
     mouth: Float[np.ndarray, "t 4"] | None = None
     curves: Float[np.ndarray, "t k"] | None = None
     eyes: Float[np.ndarray, "t 4"] | None = None
+    lids: Float[np.ndarray, " t"] | None = None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from liveavatar.sampling.scheduler import EulerSampler
 from liveavatar.training.data import HELD_OUT, Pictures, ToonSource, assemble, cut_out, eye_boxes, mouth_boxes
 from liveavatar.training.draws import DitSettings, draw_passage
 from liveavatar.training.folder import FolderSource
-from liveavatar.training.latents import box_share, lagged
+from liveavatar.training.latents import box_share, furthest, lagged
+from liveavatar.training.losses import face_weight
 from liveavatar.training.sources import Look
 from liveavatar.training.toon import Identity, idle
 from tests.training.source import Discs
@@ -133,9 +134,28 @@ def test_eyes_and_brows_are_told_apart_from_the_mouth() -> None:
     assert not box_share(None, np.arange(8), (128, 128)).any()
 
 
+def test_lids_are_kept_as_far_as_they_shut_within_a_latent() -> None:
+    lids = np.float32([0, 0, 0.4, 0, 0, 0, 1, 0])
+    assert furthest(lids, np.arange(8)).tolist() == pytest.approx([0.4, 1])
+    assert furthest(lids, lagged(8, 8)).tolist() == pytest.approx([0, 0.4])
+    assert furthest(None, np.arange(8)).tolist() == [0, 0]
+
+
+def test_shut_eyes_are_weighed_by_themselves() -> None:
+    mouth, eyes = torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 4)
+    mouth[..., 3, 1], eyes[..., 0, 0] = 1, 0.5
+    weight = face_weight(mouth, eyes, torch.tensor([[0.0, 1.0]]), by=(3.0, 2.0, 20.0))
+    assert weight.shape == (1, 1, 2, 4, 4)
+    assert float(weight.mean()) == pytest.approx(1)
+    still, shut = weight[0, 0] / weight[0, 0, 0, 1, 1]
+    assert (float(still[3, 1]), float(still[0, 0])) == pytest.approx((4, 2))
+    assert (float(shut[3, 1]), float(shut[0, 0])) == pytest.approx((4, 12))
+
+
 def test_weights_of_a_face_cannot_be_negative() -> None:
-    with pytest.raises(ValueError, match=r"dit\.eyes=-1"):
-        DitSettings(eyes=-1.0)
+    for name in ("mouth", "eyes", "lids"):
+        with pytest.raises(ValueError, match=rf"dit\.{name}=-1"):
+            DitSettings(**{name: -1.0})
 
 
 def test_the_picture_lags_as_inference_drops() -> None:
