@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from liveavatar.command import FAILED, INTERRUPTED, Interrupts, say, told
 from liveavatar.config import quoted
 from liveavatar.tracking import make_run_directory, start_log, write_metrics
 
@@ -182,11 +183,11 @@ def _divided(words: Sequence[str]) -> tuple[list[str], list[str]]:
 def run_sweep(words: Sequence[str]) -> int:
     """The command: 0 where all members finished, 1 where one failed, 2 where there was nothing to run, 130 after ^C."""
     try:
-        found = sweep(words)
+        with Interrupts():
+            found = sweep(words)
     except ValueError as error:
-        sys.stderr.write(f"liveavatar: {error}\n")
-        return 2
+        return told(error)
     except KeyboardInterrupt:
-        sys.stderr.write("liveavatar: interrupted; sweep.json says what was finished, output.resume=true goes on\n")
-        return 130
-    return 1 if any(member.status == "failed" for member in found) else 0
+        say("interrupted; sweep.json says what was finished, output.resume=true goes on")
+        return INTERRUPTED
+    return FAILED if any(member.status == "failed" for member in found) else 0
