@@ -19,12 +19,13 @@ from liveavatar.models.text import clean_text
 from liveavatar.sampling.conditioning import RolloutSettings
 from liveavatar.sampling.scheduler import EulerSampler
 from liveavatar.training.checkpoint import export_module
-from liveavatar.training.clip import ClipBlock, ClipSink, clip_velocities, serve_clips
+from liveavatar.training.clip import ClipSink, serve_clips
 from liveavatar.training.draws import DitSettings, Passage, draw_passage
 from liveavatar.training.latents import Encoded, LatentStore
 from liveavatar.training.loop import Draw
 from liveavatar.training.losses import face_weight, tint_error, velocity_error
 from liveavatar.training.preview import preview
+from liveavatar.training.scene import Scene
 from liveavatar.training.speech_stage import CURVES, window_audio
 from liveavatar.types import BLOCK_FRAMES, BLOCK_LATENTS
 
@@ -102,25 +103,19 @@ class DitTask:
         deaf = torch.from_numpy(rng.random(len(clips)) < given.drop_audio).to(self.device)
         heard = [self._hear(clips, [start + j for start in passage.starts]) for j in range(n)]
         sinks = self._sinks(clips, passage, generator)
-        blocks = []
-        for j, sigma in enumerate(passage.sigmas):
-            part = slice(j * BLOCK_LATENTS, (j + 1) * BLOCK_LATENTS)
-            x = (1 - sigma) * seen[:, :, part] + sigma * noise[:, :, part]
-            index = passage.first + j
-            blocks.append(
-                ClipBlock(
-                    index=index,
-                    latents=x.to(self.parts.dit.dtype),
-                    sigma=sigma,
-                    audio=heard[j].masked_fill(deaf[:, None, None, None], 0),
-                    distance=passage.distances[j],
-                    sink=min(len(sinks) - 1, int(index >= passage.refresh)),
-                )
-            )
-        made = clip_velocities(self.parts.dit, sinks, blocks, text, self.rollout.cache_frames)
-        whole, wanted = torch.cat(made, dim=2), noise - clean
+        audible = [features.masked_fill(deaf[:, None, None, None], 0) for features in heard]
+        scene = Scene(self.parts.dit, passage, sinks, audible, text, self.rollout.cache_frames)
+        level = self._levels(passage.sigmas)
+        if passage.walked is not None:
+            x = scene.walked(noise, self.sampler, passage.walked)
+            wanted = (x - clean) / level
+        else:
+            x, wanted = (1 - level) * seen + level * noise, noise - clean
+        whole = scene.velocity(x, passage.sigmas)
         error = velocity_error(whole, wanted, weight)
         figures = {"velocity": float(error.detach()), "sigma": float(np.mean(passage.sigmas))}
+        if given.walked:
+            figures["walked"] = float(passage.walked is not None)
         if given.tint:
             tint = tint_error(whole, wanted, TINT_SIDE)
             error, figures["tint"] = error + given.tint * tint, float(tint.detach())
@@ -160,6 +155,11 @@ class DitTask:
 
     def _stack(self, tensors: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(tensors)).to(self.device)
+
+    def _levels(self, sigmas: Sequence[float]) -> Tensor:
+        """Noise levels [1, 1, t, 1, 1] of the latents of blocks at these levels."""
+        levels = torch.tensor(sigmas, device=self.device).repeat_interleave(BLOCK_LATENTS)
+        return levels[None, None, :, None, None]
 
     def _noise(self, like: Tensor, generator: torch.Generator) -> Tensor:
         return torch.randn(like.shape, generator=generator).to(self.device)

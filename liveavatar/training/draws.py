@@ -10,6 +10,9 @@ import numpy as np
 
 from liveavatar.sampling.scheduler import EulerSampler
 
+SHORTEST_STRIDE = 0.05
+"""Noise levels that a step must go down for the model to learn it from its own latents."""
+
 
 @dataclass(frozen=True)
 class DitSettings:
@@ -25,6 +28,8 @@ class DitSettings:
     independent: share of batches in which each block has a noise level of its own (diffusion forcing); in the others
         all blocks share one, as the caches of a step do.
     sampler_levels: share of noise levels that are one of the sampler's; others are drawn from all.
+    walked: share of batches whose noisy latents are those that the model's own steps lead to, as at inference, instead
+        of true ones with noise; it learns to go from there to the true ones (arXiv:2506.08009, without a critic).
     corruption: largest deviation of noise added to clean latents (blocks and refreshed reference), in half the batches.
     drop_text, drop_audio: share of clips without prompt, without voice.
     mouth, eyes: by how much more than others the latent pixels around the mouth, the eyes and brows count.
@@ -45,6 +50,7 @@ class DitSettings:
     longest: int = 4000
     independent: float = 0.3
     sampler_levels: float = 0.6
+    walked: float = 0.0
     corruption: float = 0.2
     drop_text: float = 0.1
     drop_audio: float = 0.05
@@ -60,7 +66,7 @@ class DitSettings:
         for key in ("clips", "blocks", "longest", "held_out_blocks", "held_out_clips"):
             if getattr(self, key) < 1:
                 raise ValueError(f"dit.{key}={getattr(self, key)} must be 1 or more")
-        for key in ("young", "independent", "sampler_levels", "drop_text", "drop_audio"):
+        for key in ("young", "independent", "sampler_levels", "walked", "drop_text", "drop_audio"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"dit.{key}={getattr(self, key)} is a share: use 0 to 1")
         for key in ("corruption", "mouth", "eyes", "lids", "tint", "listen"):
@@ -74,6 +80,7 @@ class Passage:
 
     first: number of the first block. starts: block of each clip that stands there. sigmas: noise level of each block.
     distances: of the reference, per block. refresh: from which block on the first latent is the reference.
+    walked: steps of the sampler that lead to the noisy latents; None where these are true ones with noise.
     """
 
     first: int
@@ -82,6 +89,7 @@ class Passage:
     distances: list[int]
     refresh: int
     corruption: float
+    walked: int | None = None
 
 
 def draw_passage(
@@ -107,7 +115,20 @@ def draw_passage(
         sigmas = [draw_sigma(rng, settings, sampler)] * count
     distances = [int(d) for d in rng.integers(distance[0], distance[1] + 1, count)]
     corruption = float(rng.uniform(0, settings.corruption)) if rng.random() < 0.5 else 0.0
-    return Passage(first, starts, sigmas, distances, refresh, corruption)
+    walked = draw_walk(rng, sampler) if settings.walked and rng.random() < settings.walked else None
+    if walked is not None:
+        sigmas = [float(sampler.sigmas[walked])] * count
+    return Passage(first, starts, sigmas, distances, refresh, corruption, walked)
+
+
+def draw_walk(rng: np.random.Generator, sampler: EulerSampler) -> int:
+    """Steps to take before the one that learns, drawn by how far that one goes.
+
+    One that hardly goes anywhere can mend nothing: what is wrong by then would be a huge velocity.
+    """
+    strides = -np.diff(sampler.sigmas.double().numpy())
+    strides[strides < SHORTEST_STRIDE] = 0
+    return int(rng.choice(len(strides), p=strides / strides.sum()))
 
 
 def draw_sigma(rng: np.random.Generator, settings: DitSettings, sampler: EulerSampler) -> float:

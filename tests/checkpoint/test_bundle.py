@@ -71,3 +71,22 @@ def test_exports_of_several_stages_become_one_bundle(tmp_path: Path) -> None:
         assert file.metadata() == {"stage": "vae"}
     with pytest.raises(ValueError, match=r"holds none of dit\.safetensors"):
         pack([tmp_path], tmp_path / "none")
+
+
+def test_runs_become_their_mean(tmp_path: Path) -> None:
+    one = torch.arange(12.0).reshape(3, 4)
+    for name, scale in (("first", 1.0), ("second", 3.0)):
+        write_bundle(tmp_path / name, {"dit": {"head.weight": scale * one}}, torch.float32, {"stage": name})
+    write_bundle(tmp_path / "first", {"vae": {"head.weight": one}}, torch.float32, {})
+    both = [tmp_path / "first", tmp_path / "second"]
+    pack(both, tmp_path / "mean", torch.float32, shares=[1, 3])
+    assert torch.equal(Bundle(tmp_path / "mean").read("head.weight", SHAPE), 2.5 * one)
+    assert torch.equal(Bundle(tmp_path / "mean").read("vae.head.weight", SHAPE), one)
+    pack(both, tmp_path / "last", torch.float32)
+    assert torch.equal(Bundle(tmp_path / "last").read("head.weight", SHAPE), 3 * one)
+    for shares in ([1.0], [1.0, 0.0]):
+        with pytest.raises(ValueError, match=r"--shares 1.*one above 0 for each of the 2 folders"):
+            pack(both, tmp_path / "none", shares=shares)
+    write_bundle(tmp_path / "wide", {"dit": {"head.weight": torch.zeros(3, 5)}}, torch.float32, {})
+    with pytest.raises(ValueError, match=r"wide.dit\.safetensors has other tensors than .*first"):
+        pack([tmp_path / "first", tmp_path / "wide"], tmp_path / "none", shares=[1, 1])

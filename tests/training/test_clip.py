@@ -8,6 +8,8 @@ from torch import Tensor
 
 from liveavatar.sampling.conditioning import SinkPlan
 from liveavatar.training.clip import ClipBlock, ClipSink, clip_velocities, serve_clips
+from liveavatar.training.draws import Passage
+from liveavatar.training.scene import Scene
 from tests.scene import conditioning, make_dit, make_rollout
 
 BLOCKS, REFRESH = 7, 4
@@ -52,3 +54,23 @@ def test_a_clip_in_one_pass_is_the_rollout_through_the_caches(checkpointing: boo
         assert len(made) == BLOCKS
         for number, (_, velocity) in enumerate(cells):
             torch.testing.assert_close(made[number].detach(), velocity, atol=1e-5, rtol=1e-5)
+
+
+def test_a_walk_comes_to_the_latents_that_the_rollout_comes_to() -> None:
+    """From the rollout's own noise, all blocks of a step together, with the reference as far away at every step."""
+    dit, given = make_dit(), conditioning()
+    rollout = make_rollout(dit, given)
+    rollout.distance = lambda number, step: 4 + number
+    rollout.sampler = recorded = Recorded(rollout.sampler)
+    plan = SinkPlan(given.reference, lambda: given.motion, refresh=BLOCKS)
+    list(rollout.blocks(BLOCKS, plan))
+    cells = [torch.cat([x for index, x, _ in recorded.seen if index == step], 2) for step in range(recorded.steps)]
+    serve_clips(dit)
+    heard = [given.audio.block(number) for number in range(BLOCKS)]
+    passage = Passage(0, [0], [1.0] * BLOCKS, [4 + number for number in range(BLOCKS)], BLOCKS, 0.0)
+    scene = Scene(dit, passage, [ClipSink(given.reference, given.motion)], heard, given.text, 12)
+    for step, wanted in enumerate(cells):
+        made = scene.walked(cells[0], recorded.inner, step)
+        assert not made.requires_grad
+        torch.testing.assert_close(made, wanted.float(), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(cells[1], cells[0])

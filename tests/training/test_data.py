@@ -177,3 +177,21 @@ def test_passages_are_those_of_inference() -> None:
     hits = [round(p.sigmas[0], 5) in levels for p in shared]
     assert 0.5 < np.mean(hits) < 0.7
     assert {round(p.sigmas[0], 5) for p in shared} >= levels
+
+
+def test_passages_that_the_model_walks_into_stand_at_a_level_of_the_sampler() -> None:
+    settings, sampler = DitSettings(blocks=6, walked=0.5), EulerSampler()
+    drawn = [draw_passage(np.random.default_rng(i), settings, sampler, [16, 9], 4, (4, 30)) for i in range(400)]
+    walks = [p for p in drawn if p.walked is not None]
+    assert 0.4 < len(walks) / len(drawn) < 0.6
+    assert all(set(p.sigmas) == {float(sampler.sigmas[p.walked or 0])} for p in walks)
+    # the last of four steps begins with hardly any noise: it cannot learn to mend what it is given
+    assert {p.walked for p in walks} == {0, 1, 2}
+    assert 0.5 < np.mean([p.walked == 2 for p in walks]) < 0.7
+    alone = DitSettings(walked=1.0)
+    assert draw_passage(np.random.default_rng(0), alone, EulerSampler(steps=1), [16], 4, (4, 30)).walked == 0
+
+
+def test_a_share_of_walks_is_a_share() -> None:
+    with pytest.raises(ValueError, match=r"dit\.walked=2 is a share"):
+        DitSettings(walked=2)

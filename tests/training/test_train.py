@@ -72,8 +72,10 @@ def test_a_killed_run_resumes_with_the_losses_of_an_unbroken_one(tmp_path: Path)
 
 
 def test_the_dit_and_its_encoders_learn_and_resume(vae: Path) -> None:
-    given = [f"dit.vae={vae / 'vae' / 'export'}", "train.save_every=2", "train.lr=0.003", "dit.tint=2"]
+    ways = ["sampler.steps=4", "dit.walked=0.5", "dit.tint=2"]
+    given = [f"dit.vae={vae / 'vae' / 'export'}", "train.save_every=2", "train.lr=0.003", *ways]
     run(vae, "dit", *given, "train.steps=4")
+    assert len({bool(line["walked"]) for line in journal(vae / "dit")}) == 2
     for line in journal(vae / "dit"):
         whole = line["velocity"] + 2 * line["tint"] + 0.5 * line["listen"]
         assert line["tint"] > 0
