@@ -105,6 +105,7 @@ def _lip_levels(pixels: np.ndarray, lips: np.ndarray) -> tuple[float, float]:
     if not len(strong):
         return 0.75, 0.35
     bright = strong[strong[:, 0] > np.quantile(strong[:, 0], 0.75)]
+    bright = bright if len(bright) else strong  # all alike, as where red is saturated
     return float(np.median(bright[:, 0])), float(np.median(bright[:, 1]))
 
 

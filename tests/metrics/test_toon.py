@@ -66,6 +66,13 @@ def test_a_frozen_or_empty_picture_says_nothing() -> None:
     assert np.isfinite(toon.sway(blank)).all()
 
 
+def test_a_picture_that_is_all_lips_has_a_shut_mouth() -> None:
+    """A stream that lost its face saturates: no lip is brighter than another then."""
+    red = np.full((3, 64, 64, 3), (255, 60, 120), np.uint8)
+    assert np.isfinite(toon.mouth(red).opening).all()
+    assert (toon.mouth(red).opening < 0.1).all()
+
+
 @pytest.mark.parametrize("seed", SEEDS[:4])
 def test_blinks_are_counted(seed: int) -> None:
     motion = talking(seed, 150)
