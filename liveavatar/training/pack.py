@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -44,31 +44,30 @@ def pack(
         if not here:
             raise ValueError(f"{folder} holds none of {', '.join(f'{name}.safetensors' for name in COMPONENTS)}")
         for name, path in here.items():
-            earlier = found.get(name, []) if shares is not None else []
-            found[name] = [*earlier, (path, share)]
+            found.setdefault(name, []).append((path, share))
     written = []
     for name, files in found.items():
-        tensors, about = _mean(files)
+        tensors, about = _mean(files if shares is not None else files[-1:])
         written += write_bundle(to, {name: tensors}, dtype, about)
     return written
 
 
 def _mean(files: Sequence[tuple[Path, float]]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The weighted mean of files of one component, and what the last one says about itself; one file as it is."""
-    whole, tensors, about = sum(share for _, share in files), {}, {}
+    """The mean of files of one component by their shares, in double precision, and what the last says about itself."""
+    whole, sums, about = sum(share for _, share in files), {}, {}
     for path, share in files:
         with safe_open(path, framework="pt") as file:
-            held = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+            # the handle has keys and cannot be iterated over
+            parts = {key: file.get_tensor(key).double() * (share / whole) for key in file.keys()}  # noqa: SIM118
             about = file.metadata() or {}
-        if len(files) == 1:
-            return held, about
-        sizes = {key: tensor.shape for key, tensor in held.items()}
-        if tensors and sizes != {key: tensor.shape for key, tensor in tensors.items()}:
+        if sums and _shapes(parts) != _shapes(sums):
             raise ValueError(f"{path} has other tensors than {files[0][0]}: models of different shapes have no mean")
-        for key, tensor in held.items():
-            part = tensor.double() * (share / whole)
-            tensors[key] = tensors[key] + part if key in tensors else part
-    return tensors, about
+        sums = {key: sums[key] + part for key, part in parts.items()} if sums else parts
+    return sums, about
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {key: tensor.shape for key, tensor in tensors.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
