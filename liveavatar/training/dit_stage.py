@@ -20,7 +20,7 @@ from liveavatar.sampling.conditioning import RolloutSettings
 from liveavatar.sampling.scheduler import EulerSampler
 from liveavatar.training.checkpoint import export_module
 from liveavatar.training.clip import ClipSink, serve_clips
-from liveavatar.training.draws import DitSettings, Passage, draw_passage
+from liveavatar.training.draws import DitSettings, Passage, draw_passage, draw_walk
 from liveavatar.training.latents import Encoded, LatentStore
 from liveavatar.training.loop import Draw
 from liveavatar.training.losses import face_weight, tint_error, velocity_error
@@ -75,14 +75,7 @@ class DitTask:
     def loss(self, draw: Draw) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng(draw.key)
         clips = [self._clip(int(i)) for i in rng.integers(len(self.kept.numbers), size=self.settings.clips)]
-        passage = draw_passage(
-            rng,
-            self.settings,
-            self.sampler,
-            [clip.blocks for clip in clips],
-            self.rollout.blocks_per_clip,
-            self.rollout.sink_distance,
-        )
+        passage = self._passage(draw, rng, clips)
         return self.passage_loss(clips, passage, rng, draw.generator())
 
     def passage_loss(
@@ -129,16 +122,9 @@ class DitTask:
         clips = [self.held_out.load(i) for i in range(min(len(self.held_out.numbers), self.settings.clips))]
         losses = []
         for number in range(8):
-            rng = np.random.default_rng([2**31, number])
-            passage = draw_passage(
-                rng,
-                self.settings,
-                self.sampler,
-                [clip.blocks for clip in clips],
-                self.rollout.blocks_per_clip,
-                self.rollout.sink_distance,
-            )
-            _, figures = self.passage_loss(clips, passage, rng, Draw(2**31, number).generator())
+            draw, rng = Draw(2**31, number), np.random.default_rng([2**31, number])
+            passage = self._passage(draw, rng, clips)
+            _, figures = self.passage_loss(clips, passage, rng, draw.generator())
             losses.append(figures["velocity"])
         found = {"velocity": float(np.mean(losses))}
         shown = [self.held_out.load(i) for i in range(min(len(self.held_out.numbers), self.settings.held_out_clips))]
@@ -155,6 +141,13 @@ class DitTask:
 
     def _stack(self, tensors: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(tensors)).to(self.device)
+
+    def _passage(self, draw: Draw, rng: np.random.Generator, clips: Sequence[Encoded]) -> Passage:
+        """A random passage of these clips, walked into on all ranks or on none."""
+        given, sampler, rollout = self.settings, self.sampler, self.rollout
+        walked = draw_walk(np.random.default_rng(draw.common), given, sampler)
+        lengths = [clip.blocks for clip in clips]
+        return draw_passage(rng, given, sampler, lengths, rollout.blocks_per_clip, rollout.sink_distance, walked)
 
     def _levels(self, sigmas: Sequence[float]) -> Tensor:
         """Noise levels [1, 1, t, 1, 1] of the latents of blocks at these levels."""

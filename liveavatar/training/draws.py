@@ -99,6 +99,7 @@ def draw_passage(
     lengths: Sequence[int],
     refresh: int,
     distance: Sequence[int],
+    walked: int | None = None,
 ) -> Passage:
     """A random passage of clips that have `lengths` blocks; `refresh` and `distance` are those of the rollout."""
     count = min(settings.blocks, *lengths)
@@ -109,33 +110,39 @@ def draw_passage(
         low, high = math.log(refresh), math.log(max(settings.longest, refresh + 1))
         first = round(math.exp(rng.uniform(low, high)))
         starts = [int(rng.integers(length - count + 1)) for length in lengths]
-    if rng.random() < settings.independent:
+    if walked is not None:
+        sigmas = [float(sampler.sigmas[walked])] * count
+    elif rng.random() < settings.independent:
         sigmas = [draw_sigma(rng, settings, sampler) for _ in range(count)]
     else:
         sigmas = [draw_sigma(rng, settings, sampler)] * count
     distances = [int(d) for d in rng.integers(distance[0], distance[1] + 1, count)]
     corruption = float(rng.uniform(0, settings.corruption)) if rng.random() < 0.5 else 0.0
-    walked = draw_walk(rng, sampler) if settings.walked and rng.random() < settings.walked else None
-    if walked is not None:
-        sigmas = [float(sampler.sigmas[walked])] * count
     return Passage(first, starts, sigmas, distances, refresh, corruption, walked)
 
 
-def draw_walk(rng: np.random.Generator, sampler: EulerSampler) -> int:
-    """Steps to take before the one that learns, drawn by how far that one goes.
+def draw_walk(rng: np.random.Generator, settings: DitSettings, sampler: EulerSampler) -> int | None:
+    """Steps to take before the one that learns, drawn by how far that one goes; None: true latents with noise.
 
     One that hardly goes anywhere can mend nothing: what is wrong by then would be a huge velocity.
     """
-    strides = -np.diff(sampler.sigmas.double().numpy())
+    if rng.random() >= settings.walked:
+        return None
+    strides = _strides(sampler)
     strides[strides < SHORTEST_STRIDE] = 0
     return int(rng.choice(len(strides), p=strides / strides.sum()))
+
+
+def _strides(sampler: EulerSampler) -> np.ndarray:
+    """Noise levels that each step goes down."""
+    return -np.diff(sampler.sigmas.double().numpy())
 
 
 def draw_sigma(rng: np.random.Generator, settings: DitSettings, sampler: EulerSampler) -> float:
     """A noise level: one of the sampler's, mostly by how far it steps from there, or any, shifted towards noise."""
     if rng.random() < settings.sampler_levels:
         levels = sampler.sigmas.double().numpy()
-        share = 0.9 * -np.diff(levels) / levels[0] + 0.1 / sampler.steps
+        share = 0.9 * _strides(sampler) / levels[0] + 0.1 / sampler.steps
         return float(rng.choice(levels[:-1], p=share / share.sum()))
     u = float(rng.uniform(1e-3, 1))
     return 3 * u / (1 + 2 * u)

@@ -90,6 +90,10 @@ class LoopSettings:
                 raise ValueError(f"train.{key}={getattr(self, key)!r} is unknown; write bf16 or null")
 
 
+NO_RANK = 2**31
+"""Stands where a rank's number stands in a key, and is no rank's."""
+
+
 @dataclass(frozen=True)
 class Draw:
     """Where in the training a batch belongs: all its random numbers come from here."""
@@ -102,6 +106,11 @@ class Draw:
     @property
     def key(self) -> list[int]:
         return [self.seed, self.step, self.micro, self.rank]
+
+    @property
+    def common(self) -> list[int]:
+        """A key that all ranks share: how often a batch passes a sharded model must be the same on each."""
+        return [self.seed, self.step, self.micro, NO_RANK]
 
     def generator(self) -> torch.Generator:
         """Torch's numbers for this batch, on the host."""

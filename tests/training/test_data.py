@@ -11,9 +11,10 @@ import torch
 from liveavatar.media.mp4 import Mp4Writer
 from liveavatar.sampling.scheduler import EulerSampler
 from liveavatar.training.data import HELD_OUT, Pictures, ToonSource, assemble, cut_out, eye_boxes, mouth_boxes
-from liveavatar.training.draws import DitSettings, draw_passage
+from liveavatar.training.draws import DitSettings, draw_passage, draw_walk
 from liveavatar.training.folder import FolderSource
 from liveavatar.training.latents import box_share, furthest, lagged
+from liveavatar.training.loop import Draw
 from liveavatar.training.losses import face_weight
 from liveavatar.training.sources import Look
 from liveavatar.training.toon import Identity, idle
@@ -181,7 +182,11 @@ def test_passages_are_those_of_inference() -> None:
 
 def test_passages_that_the_model_walks_into_stand_at_a_level_of_the_sampler() -> None:
     settings, sampler = DitSettings(blocks=6, walked=0.5), EulerSampler()
-    drawn = [draw_passage(np.random.default_rng(i), settings, sampler, [16, 9], 4, (4, 30)) for i in range(400)]
+    common = [Draw(0, i, rank=i % 3).common for i in range(400)]
+    walked = [draw_walk(np.random.default_rng(key), settings, sampler) for key in common]
+    pairs = list(enumerate(walked))
+    drawn = [draw_passage(np.random.default_rng(i), settings, sampler, [16, 9], 4, (4, 30), w) for i, w in pairs]
+    assert [p.walked for p in drawn] == walked
     walks = [p for p in drawn if p.walked is not None]
     assert 0.4 < len(walks) / len(drawn) < 0.6
     assert all(set(p.sigmas) == {float(sampler.sigmas[p.walked or 0])} for p in walks)
@@ -189,7 +194,16 @@ def test_passages_that_the_model_walks_into_stand_at_a_level_of_the_sampler() ->
     assert {p.walked for p in walks} == {0, 1, 2}
     assert 0.5 < np.mean([p.walked == 2 for p in walks]) < 0.7
     alone = DitSettings(walked=1.0)
-    assert draw_passage(np.random.default_rng(0), alone, EulerSampler(steps=1), [16], 4, (4, 30)).walked == 0
+    assert draw_walk(np.random.default_rng(0), alone, EulerSampler(steps=1)) == 0
+    assert draw_walk(np.random.default_rng(0), DitSettings(), sampler) is None
+
+
+def test_ranks_walk_as_far_and_draw_apart() -> None:
+    one, other = Draw(3, 4, 0, rank=0), Draw(3, 4, 0, rank=1)
+    assert one.common == other.common
+    assert one.key != other.key
+    keys = [one.key, other.key, one.common, Draw(3, 5, 0, rank=0).common]
+    assert len({float(np.random.default_rng(key).random()) for key in keys}) == 4
 
 
 def test_a_share_of_walks_is_a_share() -> None:

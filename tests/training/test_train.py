@@ -263,6 +263,14 @@ def test_strategies_train_the_same_adapters(vae: Path) -> None:
         assert one == pytest.approx(other, rel=1e-4)
 
 
+def test_ranks_of_a_sharded_model_walk_together(tmp_path: Path) -> None:
+    """A rank that passes the model once more than another would wait for it for ever."""
+    given = ["fabric.devices=2", "+strategy=fsdp_full", "sampler.steps=4", "dit.walked=0.5", "train.steps=4"]
+    words = overrides(tmp_path, "lora", *given, f"output.dir={tmp_path / 'two'}")
+    subprocess.run([sys.executable, "-m", "liveavatar.train", *words], timeout=240, check=True)
+    assert {line["walked"] for line in journal(tmp_path / "two")} == {0.0, 1.0}
+
+
 def test_a_loss_that_is_no_number_names_step_seed_and_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
