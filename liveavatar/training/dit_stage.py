@@ -122,7 +122,8 @@ class DitTask:
         clips = [self.held_out.load(i) for i in range(min(len(self.held_out.numbers), self.settings.clips))]
         losses = []
         for number in range(8):
-            draw, rng = Draw(2**31, number), np.random.default_rng([2**31, number])
+            draw = Draw(2**31, number)
+            rng = np.random.default_rng(draw.key)
             passage = self._passage(draw, rng, clips)
             _, figures = self.passage_loss(clips, passage, rng, draw.generator())
             losses.append(figures["velocity"])

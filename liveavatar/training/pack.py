@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from liveavatar.checkpoint.bundle import COMPONENTS, write_bundle
@@ -54,16 +55,14 @@ def pack(
 
 def _mean(files: Sequence[tuple[Path, float]]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The mean of files of one component by their shares, in double precision, and what the last says about itself."""
-    whole, sums, about = sum(share for _, share in files), {}, {}
+    whole, sums = sum(share for _, share in files), {}
     for path, share in files:
-        with safe_open(path, framework="pt") as file:
-            # the handle has keys and cannot be iterated over
-            parts = {key: file.get_tensor(key).double() * (share / whole) for key in file.keys()}  # noqa: SIM118
-            about = file.metadata() or {}
+        parts = {key: tensor.double() * (share / whole) for key, tensor in load_file(path).items()}
         if sums and _shapes(parts) != _shapes(sums):
             raise ValueError(f"{path} has other tensors than {files[0][0]}: models of different shapes have no mean")
         sums = {key: sums[key] + part for key, part in parts.items()} if sums else parts
-    return sums, about
+    with safe_open(files[-1][0], framework="pt") as file:
+        return sums, file.metadata() or {}
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
