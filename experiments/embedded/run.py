@@ -37,11 +37,15 @@ def mean_row(label: str, found: Sequence[dict[str, float]]) -> Row:
 
 
 def talk(weights: list[str], folder: Path, count: int, seconds: float) -> list[Row]:
-    """The trained model, an untrained one, a portrait that never moves, and what the VAE alone would lose."""
+    """The trained model, an untrained one, a portrait that never moves, and what the VAE alone would lose.
+
+    The last rows are those of the trained model person by person.
+    """
     people = cases(folder, count, seconds)
     still = cases(folder / "still", max(1, count // 2), seconds, sway=0.0, first=500)
     rows, model = [], Model(weights)
-    rows.append(_scored("trained", people, lambda case: model(case.request(case.clip.seed))))
+    each = _measured("trained", people, lambda case: model(case.request(case.clip.seed)))
+    rows.append(mean_row("trained", each))
     rows.append(_scored("trained, no sway in the truth", still, lambda case: model(case.request(case.clip.seed))))
     rows[0] |= _with_other_voices(model, people) | _silent(model, folder, people)
     rows.append(_scored("VAE alone", people, lambda case: _through_vae(model, case)))
@@ -51,14 +55,18 @@ def talk(weights: list[str], folder: Path, count: int, seconds: float) -> list[R
     untrained.close()
     rows.append(_scored("frozen head", people, _frozen))
     rows.append(_scored("the truth itself", people, Case.truth))
-    return rows
+    return rows + [{"what": f"trained, person {n + 1}", **found} for n, found in enumerate(each)]
 
 
 def _scored(label: str, people: Sequence[Case], make: Callable[[Case], Frames]) -> Row:
+    return mean_row(label, _measured(label, people, make))
+
+
+def _measured(label: str, people: Sequence[Case], make: Callable[[Case], Frames]) -> list[dict[str, float]]:
     began = time.monotonic()
     found = [measure(make(case), case.truth(), case.clip) for case in people]
     log.info("%s: %d clips in %.0f s", label, len(people), time.monotonic() - began)
-    return mean_row(label, found)
+    return found
 
 
 def _frozen(case: Case) -> Frames:
