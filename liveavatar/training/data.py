@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -150,17 +150,27 @@ class ToonSource:
         sounds: folder of what they say, kept beforehand (`python -m liveavatar.training.toon --sounds`); null asks
             espeak-ng.
         first: seed of the first person: a training that goes on may meet others than the one before.
+        gestures: share of the talking clips whose prompt is drawn anew, with a head that nods or is shaken; 0 leaves
+            them at the three in ten that prompts ask for by themselves.
     """
 
     def __init__(
-        self, identities: int = 512, seconds: float = 8.0, held_out: int = 32, sounds: str | None = None, first: int = 0
+        self,
+        identities: int = 512,
+        seconds: float = 8.0,
+        held_out: int = 32,
+        sounds: str | None = None,
+        first: int = 0,
+        gestures: float = 0.0,
     ) -> None:
         for key, value in (("identities", identities), ("held_out", held_out), ("seconds", seconds)):
             if value <= 0:
                 raise ValueError(f"data.{key}={value} must be above 0")
         if not 0 <= first <= HELD_OUT - identities:
             raise ValueError(f"data.first={first}: people to train on are seeds from 0 to {HELD_OUT - identities}")
-        self.kept, self.seconds = range(first, first + identities), seconds
+        if not 0 <= gestures <= 1:
+            raise ValueError(f"data.gestures={gestures} is a share of the clips: write a number from 0 to 1")
+        self.kept, self.seconds, self.gestures = range(first, first + identities), seconds, gestures
         self.held_out = range(HELD_OUT, HELD_OUT + held_out)
         self.sounds = Path(sounds).expanduser() if sounds else None
 
@@ -170,7 +180,7 @@ class ToonSource:
     @property
     def token(self) -> str:
         # 2: heads and lids follow the voice; 3: nods begin with the clip; 4: of a voice, pauses alone shut lids.
-        return f"toon 4 {self.seconds}"
+        return f"toon 4 {self.seconds}" + (f" {self.gestures}" if self.gestures else "")
 
     def look(self, number: int, frames: int, size: tuple[int, int]) -> Look:
         from liveavatar.training.toon import Identity, random_motion, render
@@ -203,7 +213,16 @@ class ToonSource:
 
         split = "train" if number < HELD_OUT else self.SPLIT
         spoken = kept_sound(self.sounds, number, self.seconds, split) if self.sounds else None
-        return make_clip(number, self.seconds, split=split, spoken=spoken)
+        return make_clip(number, self.seconds, split=split, spoken=spoken, prompt=self._prompt(number))
+
+    def _prompt(self, number: int) -> str | None:
+        """What is asked of a clip that is to have a gesture; None leaves it to the clip's seed."""
+        from liveavatar.training.toon.prompts import Attributes, write_prompt
+
+        rng = np.random.default_rng([number, 7021])
+        if rng.random() >= self.gestures:
+            return None
+        return write_prompt(replace(Attributes.sample(rng), gesture=str(rng.choice(("nodding", "shaking")))), rng)
 
     def talk(self, number: int, size: tuple[int, int]) -> Talk:
         from liveavatar.training.toon import render, render_still

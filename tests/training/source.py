@@ -12,7 +12,13 @@ class Discs:
     """Clips of `seconds`; person and tone of a number are functions of it."""
 
     def __init__(
-        self, identities: int = 4, seconds: float = 1.4, held_out: int = 1, sounds: str | None = None, first: int = 0
+        self,
+        identities: int = 4,
+        seconds: float = 1.4,
+        held_out: int = 1,
+        sounds: str | None = None,
+        first: int = 0,
+        gestures: float = 0.0,
     ) -> None:
         self.kept, self.seconds = range(first, first + identities), seconds
         self.held_out = range(1000, 1000 + held_out)

@@ -18,6 +18,7 @@ from liveavatar.training.loop import Draw
 from liveavatar.training.losses import face_weight
 from liveavatar.training.sources import Look
 from liveavatar.training.toon import Identity, idle
+from liveavatar.training.toon.prompts import read_prompt
 from tests.training.source import Discs
 
 
@@ -121,6 +122,17 @@ def test_toons_are_a_source_and_strangers_are_held_out() -> None:
     left, top, right, bottom = look.mouth[0]
     assert 0.2 < left < 0.5 < right < 0.8
     assert 0.5 < top < bottom < 0.9
+
+
+def test_a_share_of_prompts_asks_for_nods_and_shakes() -> None:
+    asked = [read_prompt(prompt) for n in range(40) if (prompt := ToonSource(gestures=0.5)._prompt(n))]
+    assert 12 < len(asked) < 28
+    assert {wish.gesture for wish in asked} == {"nodding", "shaking"}
+    assert len({wish.light for wish in asked}) > 2
+    assert ToonSource()._prompt(0) is None
+    assert ToonSource(gestures=0.5).token != ToonSource().token  # clips kept before are not taken for these
+    with pytest.raises(ValueError, match=r"data\.gestures=1\.5 is a share"):
+        ToonSource(gestures=1.5)
 
 
 def test_eyes_and_brows_are_told_apart_from_the_mouth() -> None:
