@@ -104,7 +104,8 @@ class DitTask:
             wanted = (x - clean) / level
         else:
             x, wanted = (1 - level) * seen + level * noise, noise - clean
-        whole = scene.velocity(x, passage.sigmas)
+        whole, lead = scene.velocity(x, passage.sigmas), self._lead(passage)
+        whole, wanted, weight = whole[:, :, lead:], wanted[:, :, lead:], weight[:, :, lead:]
         error = velocity_error(whole, wanted, weight)
         figures = {"velocity": float(error.detach()), "sigma": float(np.mean(passage.sigmas))}
         if given.walked:
@@ -149,6 +150,15 @@ class DitTask:
         walked = draw_walk(np.random.default_rng(draw.common), given, sampler)
         lengths = [clip.blocks for clip in clips]
         return draw_passage(rng, given, sampler, lengths, rollout.blocks_per_clip, rollout.sink_distance, walked)
+
+    @staticmethod
+    def _lead(passage: Passage) -> int:
+        """Latents at the front of a passage that count for nothing.
+
+        A block from the middle of a stream has a past at inference, but the first of a passage has none: what it
+        learnt would be the mean of all that might have been, a head in mid-swing among it. It is a past for the others.
+        """
+        return BLOCK_LATENTS if passage.first and len(passage.sigmas) > 1 else 0
 
     def _levels(self, sigmas: Sequence[float]) -> Tensor:
         """Noise levels [1, 1, t, 1, 1] of the latents of blocks at these levels."""

@@ -24,7 +24,8 @@ class DitSettings:
     clips: clips of a batch.
     blocks: blocks of a clip that pass at once; more than the ring holds, so that it is seen wrapped.
     young: share of batches at the start of a stream, where the portrait is the reference; others stand anywhere up to
-        block `longest`, with the first latent of their stream as the reference.
+        block `longest`, with the first latent of their stream as the reference. Their first block counts for nothing:
+        it lacks the past that it would have at inference.
     independent: share of batches in which each block has a noise level of its own (diffusion forcing); in the others
         all blocks share one, as the caches of a step do.
     sampler_levels: share of noise levels that are one of the sampler's; others are drawn from all.

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,11 @@ from liveavatar.checkpoint.read import RandomWeights
 from liveavatar.config import make
 from liveavatar.training import loop, saving
 from liveavatar.training.data import ToonSource
-from liveavatar.training.dit_stage import initialise_dit
+from liveavatar.training.dit_stage import DitTask, initialise_dit
+from liveavatar.training.draws import Passage
 from liveavatar.training.loop import Draw
+from liveavatar.training.scene import Scene
+from liveavatar.types import BLOCK_LATENTS
 from tests.training.runs import config, journal, overrides, run
 
 
@@ -201,7 +205,8 @@ def test_a_decoder_learns_behind_an_encoder_that_stays(vae: Path, tmp_path: Path
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_a_step_of_the_dit_reaches_every_weight(vae: Path) -> None:
+def dit_task(vae: Path) -> DitTask:
+    """The task of stage `dit` behind the codec of `vae`, weights as they start but for a head that is not zero."""
     from liveavatar.settings import make_fabric
     from liveavatar.training.assembly import Setting, build_task
 
@@ -212,8 +217,14 @@ def test_a_step_of_the_dit_reaches_every_weight(vae: Path) -> None:
         cfg, make(cfg.train, "train"), make(cfg.data, "data"), (64, 64), vae / "cache", strategy.device, strategy
     )
     task = build_task(setting)
+    assert isinstance(task, DitTask)
     with torch.no_grad():
         task.modules["dit"].get_parameter("head.head.weight").normal_()
+    return task
+
+
+def test_a_step_of_the_dit_reaches_every_weight(vae: Path) -> None:
+    task = dit_task(vae)
     for step in range(3):
         loss, _ = task.loss(Draw(0, step))
         loss.backward()
@@ -225,6 +236,27 @@ def test_a_step_of_the_dit_reaches_every_weight(vae: Path) -> None:
     }
     # the pose of all training clips is zero: its convolution learns by its bias alone
     assert idle <= {"dit.embed.cond_encoder.weight", "speech.model.masked_spec_embed"}
+
+
+@pytest.mark.parametrize(("first", "blocks", "counts"), [(0, 2, True), (50, 2, False), (50, 1, True)])
+def test_a_block_without_its_past_counts_for_nothing(
+    vae: Path, monkeypatch: pytest.MonkeyPatch, first: int, blocks: int, counts: bool
+) -> None:
+    """But at the start of a stream, where it has none at inference either, or where there is no other."""
+    task = dit_task(vae)
+    passage = Passage(first, [0], [1.0] * blocks, [4] * blocks, refresh=3, corruption=0.0)
+
+    def error(of_the_first: float) -> float:
+        def velocity(scene: Scene, x: torch.Tensor, sigmas: Sequence[float]) -> torch.Tensor:
+            made = torch.zeros_like(x)
+            made[:, :, :BLOCK_LATENTS] = of_the_first
+            return made
+
+        monkeypatch.setattr(Scene, "velocity", velocity)
+        generator = torch.Generator().manual_seed(0)
+        return task.passage_loss([task.kept.load(0)], passage, np.random.default_rng(0), generator)[1]["velocity"]
+
+    assert (error(100.0) > 100 * error(0.0)) == counts
 
 
 def test_clips_without_voice_or_prompt_have_tame_gradients() -> None:
