@@ -207,6 +207,12 @@ class ToonSource:
         places = tuple(options.index(getattr(asked, name)) for name, options in self.choices.items())
         return Wish(write_prompt(asked, rng), places)
 
+    def reword(self, prompt: str, rng: np.random.Generator) -> str:
+        """Another prompt that asks for the same (`sources.RewordingSource`)."""
+        from liveavatar.training.toon.prompts import read_prompt, write_prompt
+
+        return write_prompt(read_prompt(prompt), rng)
+
     def _clip(self, number: int) -> Clip:
         from liveavatar.training.toon import make_clip
         from liveavatar.training.toon.kept import kept_sound

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -31,6 +31,9 @@ from liveavatar.types import BLOCK_FRAMES, BLOCK_LATENTS
 
 log = logging.getLogger(__name__)
 
+Reword = Callable[[str, np.random.Generator], str]
+"""Says what a prompt asks for in other words."""
+
 TINT_SIDE = 4
 """Latent pixels along the side of a square whose mean `dit.tint` asks for."""
 
@@ -38,7 +41,8 @@ TINT_SIDE = 4
 class DitTask:
     """The DiT with its text and speech encoders; `trains` names those that learn.
 
-    `stores` are prepared: clips to train on, clips held out. What a speech encoder says that does not learn is kept.
+    `stores` are prepared: clips to train on, clips held out. `reword` says their prompts in other words (`dit.reword`).
+    What a speech encoder says that does not learn is kept.
     """
 
     def __init__(
@@ -53,9 +57,11 @@ class DitTask:
         steps: int,
         trains: Sequence[str] = ("dit", "text", "speech"),
         checkpointing: bool = False,
+        reword: Reword | None = None,
     ) -> None:
         self.parts, self.settings, self.sampler, self.rollout, self.speech = parts, settings, sampler, rollout, speech
         (self.kept, self.held_out), self.device, self.steps, self.trains = stores, device, steps, set(trains)
+        self.reword = reword
         encoders: dict[str, nn.Module] = {"text": parts.text, "speech": parts.speech}
         self.modules: Mapping[str, nn.Module] = {
             **({"dit": parts.dit} if "dit" in self.trains else {}),
@@ -92,19 +98,19 @@ class DitTask:
         weight = face_weight(*places, by=(given.mouth, given.eyes, given.lids))
         seen = clean + passage.corruption * self._noise(clean, generator)
         noise = self._noise(clean, generator)
-        text = self._words([clip.prompt if rng.random() >= given.drop_text else "" for clip in clips])
+        text = self._words([self._asked(clip.prompt, rng) if rng.random() >= given.drop_text else "" for clip in clips])
         deaf = torch.from_numpy(rng.random(len(clips)) < given.drop_audio).to(self.device)
         heard = [self._hear(clips, [start + j for start in passage.starts]) for j in range(n)]
         sinks = self._sinks(clips, passage, generator)
         audible = [features.masked_fill(deaf[:, None, None, None], 0) for features in heard]
         scene = Scene(self.parts.dit, passage, sinks, audible, text, self.rollout.cache_frames)
-        level = self._levels(passage.sigmas)
+        level, lead = self._levels(passage.sigmas), self._lead(passage)
         if passage.walked is not None:
-            x = scene.walked(noise, self.sampler, passage.walked)
+            x = scene.walked(noise, self.sampler, passage.walked, past=seen[:, :, :lead])
             wanted = (x - clean) / level
         else:
             x, wanted = (1 - level) * seen + level * noise, noise - clean
-        whole, lead = scene.velocity(x, passage.sigmas), self._lead(passage)
+        whole = scene.velocity(x, passage.sigmas)
         whole, wanted, weight = whole[:, :, lead:], wanted[:, :, lead:], weight[:, :, lead:]
         error = velocity_error(whole, wanted, weight)
         figures = {"velocity": float(error.detach()), "sigma": float(np.mean(passage.sigmas))}
@@ -156,7 +162,8 @@ class DitTask:
         """Latents at the front of a passage that count for nothing.
 
         A block from the middle of a stream has a past at inference, but the first of a passage has none: what it
-        learnt would be the mean of all that might have been, a head in mid-swing among it. It is a past for the others.
+        learnt would be the mean of all that might have been, a head in mid-swing among it. It is a past for the others,
+        with the truth in it even where they are walked into: else none of them could know what came before.
         """
         return BLOCK_LATENTS if passage.first and len(passage.sigmas) > 1 else 0
 
@@ -167,6 +174,12 @@ class DitTask:
 
     def _noise(self, like: Tensor, generator: torch.Generator) -> Tensor:
         return torch.randn(like.shape, generator=generator).to(self.device)
+
+    def _asked(self, prompt: str, rng: np.random.Generator) -> str:
+        """The prompt, or what it asks for in other words."""
+        if not self.settings.reword or self.reword is None or rng.random() >= self.settings.reword:
+            return prompt
+        return self.reword(prompt, rng)
 
     def _words(self, prompts: Sequence[str]) -> Tensor:
         """Embeddings of prompts, filled with zeros to the longest: the DiT fills on to its own length."""

@@ -32,6 +32,8 @@ class DitSettings:
     walked: share of batches whose noisy latents are those that the model's own steps lead to, as at inference, instead
         of true ones with noise; it learns to go from there to the true ones (arXiv:2506.08009, without a critic).
     corruption: largest deviation of noise added to clean latents (blocks and refreshed reference), in half the batches.
+    reword: share of clips whose prompt is said in other words each time (`sources.RewordingSource`): a clip has one
+        prompt, and what few prompts say together is soon known by heart instead of read.
     drop_text, drop_audio: share of clips without prompt, without voice.
     mouth, eyes: by how much more than others the latent pixels around the mouth, the eyes and brows count.
     lids: by how much more those around the eyes count while lids are shut, which is rare: without it nobody blinks.
@@ -53,6 +55,7 @@ class DitSettings:
     sampler_levels: float = 0.6
     walked: float = 0.0
     corruption: float = 0.2
+    reword: float = 0.0
     drop_text: float = 0.1
     drop_audio: float = 0.05
     mouth: float = 2.0
@@ -67,7 +70,7 @@ class DitSettings:
         for key in ("clips", "blocks", "longest", "held_out_blocks", "held_out_clips"):
             if getattr(self, key) < 1:
                 raise ValueError(f"dit.{key}={getattr(self, key)} must be 1 or more")
-        for key in ("young", "independent", "sampler_levels", "walked", "drop_text", "drop_audio"):
+        for key in ("young", "independent", "sampler_levels", "walked", "reword", "drop_text", "drop_audio"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"dit.{key}={getattr(self, key)} is a share: use 0 to 1")
         for key in ("corruption", "mouth", "eyes", "lids", "tint", "listen"):

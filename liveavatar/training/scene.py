@@ -50,14 +50,18 @@ class Scene:
         return torch.cat(clip_velocities(self.dit, self.sinks, blocks, self.text, self.cache_frames), dim=2)
 
     @torch.no_grad()
-    def walked(self, noise: Latents, sampler: EulerSampler, steps: int) -> Latents:
+    def walked(self, noise: Latents, sampler: EulerSampler, steps: int, past: Latents | None = None) -> Latents:
         """The latents after the first `steps` of the sampler, as the rollout from this noise comes to them.
 
         Blocks pass a step together, since those of a step see nothing of another: in a stream that begins with the
-        passage these are inference's own numbers.
+        passage these are inference's own numbers. One that has a past is given it as the first latents, clean: these
+        go straight from the noise to it, and the others see at every step what was before them.
         """
         x = noise
         for step in range(steps):
             level = float(sampler.sigmas[step])
             x = sampler.step(x, self.velocity(x, [level] * len(self.heard)), step)
+            if past is not None:
+                known, level = past.shape[2], float(sampler.sigmas[step + 1])
+                x = torch.cat(((1 - level) * past + level * noise[:, :, :known], x[:, :, known:]), dim=2)
         return x.float()

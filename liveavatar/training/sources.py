@@ -93,3 +93,10 @@ class WishingSource(Protocol):
     def choices(self) -> Mapping[str, tuple[str, ...]]: ...
 
     def wish(self, rng: np.random.Generator) -> Wish: ...
+
+
+@runtime_checkable
+class RewordingSource(Protocol):
+    """A source that can say what a prompt of its own asks for in other words."""
+
+    def reword(self, prompt: str, rng: np.random.Generator) -> str: ...

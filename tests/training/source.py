@@ -53,6 +53,9 @@ class Discs:
         said = [options[place] for options, place in zip(self.choices.values(), places, strict=True)]
         return Wish(f"A {said[1]} disc in {said[0]}.", places)
 
+    def reword(self, prompt: str, rng: np.random.Generator) -> str:
+        return f"{prompt}, told for the {rng.integers(100)}th time"
+
 
 def _drawn(number: int, opening: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     rng = np.random.default_rng(number)

@@ -74,3 +74,22 @@ def test_a_walk_comes_to_the_latents_that_the_rollout_comes_to() -> None:
         assert not made.requires_grad
         torch.testing.assert_close(made, wanted.float(), atol=1e-5, rtol=1e-5)
     assert not torch.allclose(cells[1], cells[0])
+
+
+def test_a_walk_with_a_past_sees_it_at_every_step() -> None:
+    """The first block goes straight from its noise to what is known of it; those behind it walk, and look at it."""
+    dit, given = make_dit(), conditioning()
+    sampler = make_rollout(dit, given).sampler
+    serve_clips(dit)
+    heard = [given.audio.block(number) for number in range(BLOCKS)]
+    passage = Passage(40, [0], [1.0] * BLOCKS, [4] * BLOCKS, REFRESH, 0.0)
+    scene = Scene(dit, passage, [ClipSink(given.reference, given.motion)], heard, given.text, 12)
+    generator = torch.Generator().manual_seed(5)
+    noise = torch.randn((1, 16, 3 * BLOCKS, *given.reference.shape[-2:]), generator=generator)
+    past = torch.randn((1, 16, 3, *noise.shape[-2:]), generator=generator)
+    steps = sampler.steps - 1
+    alone, seen = (scene.walked(noise, sampler, steps, past=given_) for given_ in (None, past))
+    level = float(sampler.sigmas[steps])
+    torch.testing.assert_close(seen[:, :, :3], (1 - level) * past + level * noise[:, :, :3])
+    assert not torch.allclose(seen[:, :, 3:6], alone[:, :, 3:6])
+    assert torch.equal(scene.walked(noise, sampler, steps, past=past[:, :, :0]), alone)

@@ -135,6 +135,15 @@ def test_a_share_of_prompts_asks_for_nods_and_shakes() -> None:
         ToonSource(gestures=1.5)
 
 
+def test_other_words_ask_for_the_same() -> None:
+    source, rng = ToonSource(identities=4), np.random.default_rng(0)
+    for _ in range(200):
+        prompt = source.wish(rng).prompt
+        others = {source.reword(prompt, rng) for _ in range(5)}
+        assert len(others) > 1
+        assert {read_prompt(other) for other in others} == {read_prompt(prompt)}
+
+
 def test_eyes_and_brows_are_told_apart_from_the_mouth() -> None:
     who, motion = Identity.sample(2), idle(2, 8)
     eyes, mouth = (

@@ -29,6 +29,7 @@ from liveavatar.training.loop import Draw
 from liveavatar.training.scene import Scene
 from liveavatar.types import BLOCK_LATENTS
 from tests.training.runs import config, journal, overrides, run
+from tests.training.source import Discs
 
 
 @pytest.fixture(scope="module")
@@ -205,12 +206,12 @@ def test_a_decoder_learns_behind_an_encoder_that_stays(vae: Path, tmp_path: Path
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-def dit_task(vae: Path) -> DitTask:
+def dit_task(vae: Path, *more: str) -> DitTask:
     """The task of stage `dit` behind the codec of `vae`, weights as they start but for a head that is not zero."""
     from liveavatar.settings import make_fabric
     from liveavatar.training.assembly import Setting, build_task
 
-    cfg = config(vae, "dit", f"dit.vae={vae / 'vae' / 'export'}")
+    cfg = config(vae, "dit", f"dit.vae={vae / 'vae' / 'export'}", *more)
     strategy = make(cfg.strategy, "strategy")
     make_fabric(cfg, strategy).launch()
     setting = Setting(
@@ -257,6 +258,26 @@ def test_a_block_without_its_past_counts_for_nothing(
         return task.passage_loss([task.kept.load(0)], passage, np.random.default_rng(0), generator)[1]["velocity"]
 
     assert (error(100.0) > 100 * error(0.0)) == counts
+
+
+@pytest.mark.parametrize(("share", "others"), [("0", 0), ("1", 2)])
+def test_prompts_are_said_in_other_words(vae: Path, monkeypatch: pytest.MonkeyPatch, share: str, others: int) -> None:
+    """Each time anew, and the same again for the same batch: a resumed run reads what the unbroken one read."""
+    task = dit_task(vae, f"dit.reword={share}", "dit.drop_text=0", "dit.clips=2")
+    read: list[str] = []
+    words = task._words
+    monkeypatch.setattr(task, "_words", lambda prompts: read.extend(prompts) or words(prompts))
+    for step in (0, 1, 0):
+        task.loss(Draw(0, step))
+    said = [prompt for prompt in read[:4] if "told for the" in prompt]
+    assert len(said) == len(set(said)) == 2 * others
+    assert read[4:] == read[:2]
+
+
+def test_data_that_cannot_reword_is_told(vae: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(Discs, "reword")
+    with pytest.raises(ValueError, match=r"dit\.reword=1\.0: this data cannot"):
+        dit_task(vae, "dit.reword=1.0")
 
 
 def test_clips_without_voice_or_prompt_have_tame_gradients() -> None:
