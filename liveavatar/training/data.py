@@ -152,6 +152,7 @@ class ToonSource:
         first: seed of the first person: a training that goes on may meet others than the one before.
         gestures: share of the talking clips whose prompt is drawn anew, with a head that nods or is shaken; 0 leaves
             them at the three in ten that prompts ask for by themselves.
+        beards: share of the people to train on who are another man, with a full beard; 0 leaves them at one in nine.
     """
 
     def __init__(
@@ -162,15 +163,18 @@ class ToonSource:
         sounds: str | None = None,
         first: int = 0,
         gestures: float = 0.0,
+        beards: float = 0.0,
     ) -> None:
         for key, value in (("identities", identities), ("held_out", held_out), ("seconds", seconds)):
             if value <= 0:
                 raise ValueError(f"data.{key}={value} must be above 0")
         if not 0 <= first <= HELD_OUT - identities:
             raise ValueError(f"data.first={first}: people to train on are seeds from 0 to {HELD_OUT - identities}")
-        if not 0 <= gestures <= 1:
-            raise ValueError(f"data.gestures={gestures} is a share of the clips: write a number from 0 to 1")
-        self.kept, self.seconds, self.gestures = range(first, first + identities), seconds, gestures
+        for key, value in (("gestures", gestures), ("beards", beards)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"data.{key}={value} is a share of the clips: write a number from 0 to 1")
+        self.kept, self.seconds = range(first, first + identities), seconds
+        self.gestures, self.beards = gestures, beards
         self.held_out = range(HELD_OUT, HELD_OUT + held_out)
         self.sounds = Path(sounds).expanduser() if sounds else None
 
@@ -180,7 +184,8 @@ class ToonSource:
     @property
     def token(self) -> str:
         # 2: heads and lids follow the voice; 3: nods begin with the clip; 4: of a voice, pauses alone shut lids.
-        return f"toon 4 {self.seconds}" + (f" {self.gestures}" if self.gestures else "")
+        shares = f" {self.gestures}" if self.gestures or self.beards else ""
+        return f"toon 4 {self.seconds}{shares}" + (f" {self.beards}" if self.beards else "")
 
     def look(self, number: int, frames: int, size: tuple[int, int]) -> Look:
         from liveavatar.training.toon import Identity, random_motion, render
@@ -219,7 +224,21 @@ class ToonSource:
 
         split = "train" if number < HELD_OUT else self.SPLIT
         spoken = kept_sound(self.sounds, number, self.seconds, split) if self.sounds else None
-        return make_clip(number, self.seconds, split=split, spoken=spoken, prompt=self._prompt(number))
+        given = {"prompt": self._prompt(number), "identity": self._face(number)}
+        return make_clip(number, self.seconds, split=split, spoken=spoken, **given)
+
+    def _face(self, number: int) -> Identity | None:
+        """Who has a full beard in the place of the person of that number; None leaves them as they are."""
+        from liveavatar.training.toon import Identity
+        from liveavatar.training.toon.clips import FACES
+
+        rng = np.random.default_rng([number, 7022])
+        if number >= HELD_OUT or rng.random() >= self.beards:
+            return None
+        who = Identity.sample(int(rng.integers(FACES)))
+        while who.grown <= 0.5:
+            who = Identity.sample(int(rng.integers(FACES)))
+        return replace(who, beard="full")
 
     def _prompt(self, number: int) -> str | None:
         """What is asked of a clip that is to have a gesture; None leaves it to the clip's seed."""

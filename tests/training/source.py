@@ -19,6 +19,7 @@ class Discs:
         sounds: str | None = None,
         first: int = 0,
         gestures: float = 0.0,
+        beards: float = 0.0,
     ) -> None:
         self.kept, self.seconds = range(first, first + identities), seconds
         self.held_out = range(1000, 1000 + held_out)

@@ -135,6 +135,21 @@ def test_a_share_of_prompts_asks_for_nods_and_shakes() -> None:
         ToonSource(gestures=1.5)
 
 
+def test_a_share_of_people_has_a_full_beard() -> None:
+    source = ToonSource(seconds=0.2, beards=0.5)
+    faces = [source._face(n) for n in range(40)]
+    bearded = [face for face in faces if face]
+    assert 12 < len(bearded) < 28
+    assert {face.beard for face in bearded} == {"full"}
+    assert len({face.seed for face in bearded}) == len(bearded)
+    number = next(n for n, face in enumerate(faces) if face)
+    assert source._clip(number).identity == faces[number]
+    assert source._face(HELD_OUT + number) is None  # strangers to validate with are as they were
+    assert len({ToonSource(**given).token for given in ({}, {"beards": 0.5}, {"gestures": 0.5})}) == 3
+    with pytest.raises(ValueError, match=r"data\.beards=-1 is a share"):
+        ToonSource(beards=-1)
+
+
 def test_other_words_ask_for_the_same() -> None:
     source, rng = ToonSource(identities=4), np.random.default_rng(0)
     for _ in range(200):
