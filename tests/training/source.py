@@ -58,6 +58,12 @@ class Discs:
         return f"{prompt}, told for the {rng.integers(100)}th time"
 
 
+class WordlessDiscs(Discs):
+    """They cannot say a prompt in other words."""
+
+    reword = None
+
+
 def _drawn(number: int, opening: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     rng = np.random.default_rng(number)
     back, skin = rng.integers(0, 256, (2, 3))

@@ -29,7 +29,6 @@ from liveavatar.training.loop import Draw
 from liveavatar.training.scene import Scene
 from liveavatar.types import BLOCK_LATENTS
 from tests.training.runs import config, journal, overrides, run
-from tests.training.source import Discs
 
 
 @pytest.fixture(scope="module")
@@ -274,10 +273,9 @@ def test_prompts_are_said_in_other_words(vae: Path, monkeypatch: pytest.MonkeyPa
     assert read[4:] == read[:2]
 
 
-def test_data_that_cannot_reword_is_told(vae: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(Discs, "reword")
+def test_data_that_cannot_reword_is_told(vae: Path) -> None:
     with pytest.raises(ValueError, match=r"dit\.reword=1\.0: this data cannot"):
-        dit_task(vae, "dit.reword=1.0")
+        dit_task(vae, "dit.reword=1.0", "data._target_=tests.training.source.WordlessDiscs")
 
 
 def test_clips_without_voice_or_prompt_have_tame_gradients() -> None:
