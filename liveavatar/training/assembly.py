@@ -28,7 +28,7 @@ from liveavatar.training.draws import DitSettings
 from liveavatar.training.latents import LatentStore
 from liveavatar.training.loop import LoopSettings, Task, Trainer
 from liveavatar.training.lora_stage import Adapters, LoraTask, average_gradients
-from liveavatar.training.sources import RewordingSource, Source
+from liveavatar.training.sources import Source
 from liveavatar.training.speech_stage import SpeechTask, checked_source
 from liveavatar.training.text_stage import TextTask, checked_wishes
 from liveavatar.training.vae_stage import VaeSettings, VaeTask
@@ -194,10 +194,7 @@ def dit_task(setting: Setting) -> Task:
         module.to(setting.device)
     tokenizer = make(cfg.model.tokenizer, "model.tokenizer")
     parts = Parts(models["dit"], models["text"], tokenizer, models["speech"], codec, cfg.model.size_multiple)
-    reword = setting.source.reword if isinstance(setting.source, RewordingSource) else None
-    if settings.reword and reword is None:
-        raise ValueError(f"dit.reword={settings.reword}: this data cannot say its prompts in other words; write 0")
-    return DitTask(parts, *conditions(cfg, settings), stores, setting.device, STEPS, trains, reword=reword)
+    return DitTask(parts, *conditions(cfg, settings), stores, setting.device, STEPS, trains)
 
 
 def conditions(cfg: DictConfig, settings: DitSettings) -> tuple[DitSettings, EulerSampler, RolloutSettings, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -26,13 +26,11 @@ from liveavatar.training.loop import Draw
 from liveavatar.training.losses import face_weight, tint_error, velocity_error
 from liveavatar.training.preview import preview
 from liveavatar.training.scene import Scene
+from liveavatar.training.sources import RewordingSource
 from liveavatar.training.speech_stage import CURVES, window_audio
 from liveavatar.types import BLOCK_FRAMES, BLOCK_LATENTS
 
 log = logging.getLogger(__name__)
-
-Reword = Callable[[str, np.random.Generator], str]
-"""Says what a prompt asks for in other words."""
 
 TINT_SIDE = 4
 """Latent pixels along the side of a square whose mean `dit.tint` asks for."""
@@ -41,8 +39,8 @@ TINT_SIDE = 4
 class DitTask:
     """The DiT with its text and speech encoders; `trains` names those that learn.
 
-    `stores` are prepared: clips to train on, clips held out. `reword` says their prompts in other words (`dit.reword`).
-    What a speech encoder says that does not learn is kept.
+    `stores` are prepared: clips to train on, clips held out. What a speech encoder says that does not learn is kept.
+    Raises ValueError where `dit.reword` asks for other words of data that have none.
     """
 
     def __init__(
@@ -57,11 +55,10 @@ class DitTask:
         steps: int,
         trains: Sequence[str] = ("dit", "text", "speech"),
         checkpointing: bool = False,
-        reword: Reword | None = None,
     ) -> None:
         self.parts, self.settings, self.sampler, self.rollout, self.speech = parts, settings, sampler, rollout, speech
         (self.kept, self.held_out), self.device, self.steps, self.trains = stores, device, steps, set(trains)
-        self.reword = reword
+        self.source = rewording(self.kept.source, settings.reword) if settings.reword else None
         encoders: dict[str, nn.Module] = {"text": parts.text, "speech": parts.speech}
         self.modules: Mapping[str, nn.Module] = {
             **({"dit": parts.dit} if "dit" in self.trains else {}),
@@ -177,9 +174,9 @@ class DitTask:
 
     def _asked(self, prompt: str, rng: np.random.Generator) -> str:
         """The prompt, or what it asks for in other words."""
-        if not self.settings.reword or self.reword is None or rng.random() >= self.settings.reword:
+        if self.source is None or rng.random() >= self.settings.reword:
             return prompt
-        return self.reword(prompt, rng)
+        return self.source.reword(prompt, rng)
 
     def _words(self, prompts: Sequence[str]) -> Tensor:
         """Embeddings of prompts, filled with zeros to the longest: the DiT fills on to its own length."""
@@ -239,6 +236,13 @@ class DitTask:
             told = self.listener(features.permute(0, 3, 1, 2).flatten(2))
             errors.append((told - self._stack(rows)).square().mean())
         return torch.stack(errors).mean()
+
+
+def rewording(source: object, share: float) -> RewordingSource:
+    """The source of a training that asks for other words. Raises ValueError where it has none."""
+    if not isinstance(source, RewordingSource):
+        raise ValueError(f"dit.reword={share}: this data cannot say its prompts in other words; write 0")
+    return source
 
 
 @torch.no_grad()

@@ -88,7 +88,7 @@ def test_a_walk_with_a_past_sees_it_at_every_step() -> None:
     noise = torch.randn((1, 16, 3 * BLOCKS, *given.reference.shape[-2:]), generator=generator)
     past = torch.randn((1, 16, 3, *noise.shape[-2:]), generator=generator)
     steps = sampler.steps - 1
-    alone, seen = (scene.walked(noise, sampler, steps, past=given_) for given_ in (None, past))
+    alone, seen = (scene.walked(noise, sampler, steps, past=known) for known in (None, past))
     level = float(sampler.sigmas[steps])
     torch.testing.assert_close(seen[:, :, :3], (1 - level) * past + level * noise[:, :, :3])
     assert not torch.allclose(seen[:, :, 3:6], alone[:, :, 3:6])
