@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -128,12 +129,11 @@ def test_a_timeline_is_thinned_for_a_table(tmp_path: Path) -> None:
 BLOCK, HEAD = 32_768, 7
 
 
-def _records(path: Path) -> Iterator[Any]:
+def _records(data: bytes) -> Iterator[Any]:
     """The records of a .wandb file: protobuf messages in LevelDB's log format behind 7 bytes of its own."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    data = path.read_bytes()
-    assert data[:4] == b":W&B"
+    assert data[:4] in (b":W&B", b"")
     at, whole = 7, b""
     while at + HEAD <= len(data):
         left = BLOCK - at % BLOCK
@@ -141,6 +141,8 @@ def _records(path: Path) -> Iterator[Any]:
             at += left
             continue
         _, length, kind = struct.unpack("<IHB", data[at : at + HEAD])
+        if at + HEAD + length > len(data):
+            return  # still being written
         whole += data[at + HEAD : at + HEAD + length]
         at += HEAD + length
         if kind in (1, 4):  # a whole one, or the last piece of one
@@ -148,11 +150,21 @@ def _records(path: Path) -> Iterator[Any]:
             whole = b""
 
 
+def _whole(path: Path, wait_s: float = 30.0) -> list[Any]:
+    """Every record of a run that has ended: W&B's own process writes the last of them after `finish` has returned."""
+    until = time.monotonic() + wait_s
+    while True:
+        found = list(_records(path.read_bytes()))
+        if any(record.WhichOneof("record_type") == "exit" for record in found) or time.monotonic() > until:
+            return found
+        time.sleep(0.05)
+
+
 def _folded(folder: Path) -> dict[str, Any]:
     """What an offline W&B folder holds: run, config, lines, summary and files."""
     found: dict[str, Any] = {"config": {}, "lines": [], "summary": {}, "files": []}
     (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    for record in _records(file):
+    for record in _whole(file):
         kind = record.WhichOneof("record_type")
         if kind == "run":
             found["run"] = record.run
@@ -190,12 +202,19 @@ def test_an_offline_folder_holds_the_whole_run(tmp_path: Path) -> None:
     assert any(path.endswith(".mp4") for path in found["files"])
 
 
-def test_a_lost_network_leaves_a_run_and_its_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    pytest.importorskip("wandb", reason="wandb is not installed (extra train)")
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
+@pytest.fixture
+def no_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """W&B with a server that nobody runs; it reads its settings once a process, so it begins anew before and after."""
+    wandb = pytest.importorskip("wandb", reason="wandb is not installed (extra train)")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+@pytest.mark.usefixtures("no_server")
+def test_a_lost_network_leaves_a_run_and_its_numbers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     board = WandbBoard(mode="online", timeout_s=3)
     with caplog.at_level(logging.WARNING, "liveavatar.board"):
         board.start(tmp_path, {"seed": 1}, {"strategy": "single_device"}, "together")
