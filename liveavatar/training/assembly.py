@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,15 +124,18 @@ def vae_task(setting: Setting) -> Task:
 
 
 def speech_task(setting: Setting) -> Task:
-    """The speech encoder from fresh start values, or from exported ones."""
+    """The speech encoder from fresh start values, or from exported ones; then a second stays as they were, if asked."""
     cfg, hear, speech = setting.cfg, make(setting.cfg.hear, "hear"), make(setting.cfg.speech, "speech")
     source = checked_source(setting.source)
     torch.manual_seed(int(cfg.seed))
     encoder = make(cfg.model.speech, "model.speech")
     if setting.loop.init:
         load_initial({"speech": encoder}, Path(setting.loop.init).expanduser())
+    elif hear.keep:
+        raise ValueError(f"hear.keep={hear.keep} keeps to an encoder that there is not: name its folder as train.init")
+    known = deepcopy(encoder).to(setting.device) if hear.keep else None
     lead = make(cfg.rollout, "rollout").lead_frames
-    return SpeechTask(encoder.to(setting.device), hear, speech, lead, source, setting.device, STEPS)
+    return SpeechTask(encoder.to(setting.device), hear, speech, lead, source, setting.device, STEPS, known)
 
 
 def text_task(setting: Setting) -> Task:

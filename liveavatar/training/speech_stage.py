@@ -23,6 +23,7 @@ from liveavatar.models.speech import PcmBuffer, SpeechEncoder, WindowAudio
 from liveavatar.training.checkpoint import export_module
 from liveavatar.training.loop import Draw
 from liveavatar.training.sources import TellingSource, Told
+from liveavatar.training.timbre import coloured, revoiced
 from liveavatar.types import BLOCK_FRAMES, FPS
 
 log = logging.getLogger(__name__)
@@ -36,18 +37,26 @@ class HearSettings:
     """What the speech encoder learns from (the `hear` node).
 
     windows: windows of a batch, each of a clip of its own. before: frames ahead of the block that also teach.
-    held_out: clips to validate with.
+    held_out: clips to validate with. coloured: share of the windows heard through another microphone. revoiced: share
+    of them said by a larger or smaller throat. keep: weight of telling the words of a window, coloured or not, as the
+    encoder of `train.init` tells them uncoloured; a DiT that learnt with that one then hears no other language.
     Raises ValueError, naming the key, for values that cannot work.
     """
 
     windows: int = 12
     before: int = 48
     held_out: int = 24
+    coloured: float = 0.0
+    revoiced: float = 0.0
+    keep: float = 0.0
 
     def __post_init__(self) -> None:
-        for key, least in (("windows", 1), ("before", 0), ("held_out", 1)):
+        for key, least in (("windows", 1), ("before", 0), ("held_out", 1), ("keep", 0)):
             if getattr(self, key) < least:
                 raise ValueError(f"hear.{key}={getattr(self, key)} must be {least} or more")
+        for key in ("coloured", "revoiced"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"hear.{key}={getattr(self, key)} is a share of the windows: write 0 to 1")
 
 
 class SpeechTask:
@@ -62,7 +71,10 @@ class SpeechTask:
         source: TellingSource,
         device: torch.device,
         steps: int,
+        known: SpeechEncoder | None = None,
     ) -> None:
+        """`known` is the encoder to keep to (`hear.keep`); it stays as it is."""
+        self.known = None if known is None else known.requires_grad_(False).eval()
         self.encoder, self.settings, self.speech, self.lead = (
             encoder.requires_grad_(True),
             settings,
@@ -77,14 +89,26 @@ class SpeechTask:
 
     def loss(self, draw: Draw) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng(draw.key)
-        numbers, errors = self.source.kept, []
+        numbers, errors, strayed = self.source.kept, [], []
         for pick in rng.integers(len(numbers), size=self.settings.windows):
-            told = self._told(int(numbers[int(pick)]))
+            plain = told = self._told(int(numbers[int(pick)]))
+            if another := rng.random() < self.settings.revoiced:
+                told = revoiced(told, rng)
+            if rng.random() < self.settings.coloured:
+                told = Told(coloured(told.sound, rng), told.curves)
             block = int(rng.integers(max(1, len(told.curves) // BLOCK_FRAMES)))
-            made, wanted = self._read(told, block, self.settings.before)
-            errors.append((made - wanted).square().mean())
+            states = self._states(self.encoder, told, block, self.settings.before)
+            errors.append((self.listener(states) - self._curves(told, block, len(states))).square().mean())
+            if self.known is not None and not another:
+                with torch.no_grad():
+                    before = self._states(self.known, plain, block, self.settings.before)
+                strayed.append((states, before))
         error = torch.stack(errors).mean()
-        return error, {"curves": float(error.detach())}
+        parts = {"curves": float(error.detach())}
+        if strayed:
+            astray = _astray(*(torch.cat(side) for side in zip(*strayed, strict=True)))
+            error, parts["strayed"] = error + self.settings.keep * astray, float(astray.detach())
+        return error, parts
 
     def validate(self, step: int, folder: Path | None) -> dict[str, float]:
         """Pearson's r of each curve over whole held-out clips, block by block as inference hears them."""
@@ -106,19 +130,35 @@ class SpeechTask:
         return [export_module(self.encoder, folder / "speech.safetensors", torch.float32, {"stage": "speech"})]
 
     def _read(self, told: Told, block: int, before: int) -> tuple[Float[Tensor, "t k"], Float[Tensor, "t k"]]:
-        """The curves as read from a block's window, and as they are; frames ahead of the clip show its first."""
-        audio = window_audio(self.encoder, torch.from_numpy(told.sound).to(self.device), self.speech, self.lead)
+        """The curves as read from a block's window, and as they are."""
+        states = self._states(self.encoder, told, block, before)
+        return self.listener(states), self._curves(told, block, len(states))
+
+    def _states(self, encoder: SpeechEncoder, told: Told, block: int, before: int) -> Float[Tensor, "t c"]:
+        """All states of a block's frames, and of up to `before` ahead of them, one row a frame."""
+        audio = window_audio(encoder, torch.from_numpy(told.sound).to(self.device), self.speech, self.lead)
         within = min(before, int(self.speech.left_s * FPS) - 1)
-        features = audio.heard(audio.sources[0], block, max(0, within))
+        return audio.heard(audio.sources[0], block, max(0, within)).permute(2, 0, 1).flatten(1)
+
+    def _curves(self, told: Told, block: int, count: int) -> Float[Tensor, "t k"]:
+        """The curves of the last `count` frames up to a block's end; frames ahead of the clip show its first."""
         last = (block + 1) * BLOCK_FRAMES - self.lead
-        frames = np.arange(last - features.shape[-1], last).clip(0, len(told.curves) - 1)
-        wanted = torch.from_numpy(told.curves[frames].astype(np.float32)).to(self.device)
-        return self.listener(features.permute(2, 0, 1).flatten(1)), wanted
+        frames = np.arange(last - count, last).clip(0, len(told.curves) - 1)
+        return torch.from_numpy(told.curves[frames].astype(np.float32)).to(self.device)
 
 
 def window_audio(encoder: SpeechEncoder, sound: Tensor, given: SpeechSettings, lead_frames: int) -> WindowAudio:
     """The streaming encoder of one finished recording, with the windows of inference."""
     return WindowAudio(encoder, [PcmBuffer(sound)], given.left_s, given.right_s, given.norm_s, lead_frames)
+
+
+def _astray(states: Float[Tensor, "t c"], before: Float[Tensor, "t c"]) -> Tensor:
+    """How far states are from those of another encoder, in shares of what each of these varies by in a whole batch.
+
+    Not in a window: in a silent one nothing varies, and the least stray would outweigh everything.
+    """
+    varies = before.var(0)
+    return ((states - before).square().mean(0) / (varies + 0.01 * varies.mean() + 1e-8)).mean()
 
 
 def _pearson(a: Float[Tensor, "t k"], b: Float[Tensor, "t k"]) -> Float[Tensor, " k"]:

@@ -38,7 +38,7 @@ def test_what_stands_in_says_what_is_missing() -> None:
         _Absent("av.container").open("x.mp4")
 
 
-GOING_ON = ("tiny_vae_motion", "tiny_vae_decoder", "tiny_dit_walk")
+GOING_ON = ("tiny_vae_motion", "tiny_vae_decoder", "tiny_dit_walk", "tiny_speech_timbre")
 RECIPES = sorted(path.stem for path in (Path(conf_dir()) / "experiment").glob("*.yaml"))
 
 

@@ -110,6 +110,24 @@ def test_a_speech_encoder_learns_apart_and_then_stays(vae: Path) -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_a_speech_encoder_goes_on_in_other_timbres_near_to_what_it_was(vae: Path, tmp_path: Path) -> None:
+    given = ["hear.windows=2", "hear.held_out=1", "train.lr=0.003", "hear.revoiced=0.5"]
+    run(tmp_path, "speech", *given, "train.steps=4", f"output.dir={tmp_path / 'start'}")
+    on = [*given, f"train.init={tmp_path / 'start' / 'export'}", "train.steps=12", "hear.coloured=0.5"]
+    plain = ["hear.coloured=0", "hear.revoiced=0", "train.steps=1", f"output.dir={tmp_path / 'plain'}"]
+    run(tmp_path, "speech", *on, "hear.keep=1", *plain)
+    assert journal(tmp_path / "plain")[0]["strayed"] == 0  # the same sound through the same weights
+    moved = {}
+    before = load_file(tmp_path / "start" / "export" / "speech.safetensors")
+    for keep in (0, 100):
+        folder = tmp_path / f"keep{keep}"
+        run(tmp_path, "speech", *on, f"hear.keep={keep}", f"output.dir={folder}")
+        assert ("strayed" in journal(folder)[-1]) == (keep > 0)
+        after = load_file(folder / "export" / "speech.safetensors")
+        moved[keep] = sum(float((after[name] - before[name]).square().sum()) for name in before)
+    assert 0 < moved[100] < moved[0]
+
+
 def test_a_text_encoder_learns_to_read_apart_and_then_stays(vae: Path) -> None:
     given = ["train.lr=0.01", "read.prompts=8", "read.held_out=40", "train.save_every=50", "train.ema=0.9"]
     figures = run(vae, "text", *given, "train.steps=150")
@@ -385,6 +403,8 @@ def test_another_configuration_is_refused_with_the_differences(tmp_path: Path) -
         ("vae", ["train.products=fp8"], r"train\.products='fp8'"),
         ("lora", ["train.optimiser=muon"], r"train\.optimiser=muon"),
         ("speech", ["hear.windows=0"], r"hear\.windows=0"),
+        ("speech", ["hear.coloured=2"], r"hear\.coloured=2"),
+        ("speech", ["hear.keep=1"], r"hear\.keep=1.*train\.init"),
         ("text", ["read.prompts=0"], r"read\.prompts=0"),
         ("dit", ["dit.young=2"], r"dit\.young=2"),
         ("lora", ["lora.rank=0"], r"lora\.rank=0"),
