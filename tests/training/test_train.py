@@ -122,7 +122,7 @@ def test_a_speech_encoder_goes_on_in_other_timbres_near_to_what_it_was(vae: Path
     for keep in (0, 100):
         folder = tmp_path / f"keep{keep}"
         run(tmp_path, "speech", *on, f"hear.keep={keep}", f"output.dir={folder}")
-        assert ("strayed" in journal(folder)[-1]) == (keep > 0)
+        assert any("strayed" in line for line in journal(folder)) == (keep > 0)
         after = load_file(folder / "export" / "speech.safetensors")
         moved[keep] = sum(float((after[name] - before[name]).square().sum()) for name in before)
     assert 0 < moved[100] < moved[0]
