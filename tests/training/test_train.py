@@ -117,15 +117,13 @@ def test_a_speech_encoder_goes_on_in_other_timbres_near_to_what_it_was(vae: Path
     plain = ["hear.coloured=0", "hear.revoiced=0", "train.steps=1", f"output.dir={tmp_path / 'plain'}"]
     run(tmp_path, "speech", *on, "hear.keep=1", *plain)
     assert journal(tmp_path / "plain")[0]["strayed"] == 0  # the same sound through the same weights
-    moved = {}
-    before = load_file(tmp_path / "start" / "export" / "speech.safetensors")
-    for keep in (0, 100):
+    strayed = {}
+    for keep in (0, 1e-6, 10):
         folder = tmp_path / f"keep{keep}"
         run(tmp_path, "speech", *on, f"hear.keep={keep}", f"output.dir={folder}")
-        assert any("strayed" in line for line in journal(folder)) == (keep > 0)
-        after = load_file(folder / "export" / "speech.safetensors")
-        moved[keep] = sum(float((after[name] - before[name]).square().sum()) for name in before)
-    assert 0 < moved[100] < moved[0]
+        strayed[keep] = [line["strayed"] for line in journal(folder) if "strayed" in line]
+    assert strayed[0] == []
+    assert 0 < np.mean(strayed[10][-4:]) < 0.7 * np.mean(strayed[1e-6][-4:])
 
 
 def test_a_text_encoder_learns_to_read_apart_and_then_stays(vae: Path) -> None:
