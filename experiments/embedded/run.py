@@ -2,7 +2,8 @@
 
     python -m experiments.embedded.run --part talk --weights runs/dit/export --out experiments/embedded
 
-Parts: `talk` (the model beside an untrained one, a frozen head and the VAE alone), `text`, `settings`, `endurance`.
+Parts: `talk` (the model beside an untrained one, a frozen head and the VAE alone), `text`, `settings`, `endurance`,
+`voices` (the speech encoder alone, throat by throat).
 Each writes its own table, and a part that is run again replaces its table.
 """
 
@@ -20,6 +21,7 @@ import torch
 from experiments.embedded.cases import SIZE, Case, Frames, Model, as_bytes, cases
 from experiments.embedded.measures import measure, pearson
 from experiments.embedded.settings import figure, settings
+from experiments.embedded.voices import voices
 from experiments.tables import markdown, save
 from liveavatar.metrics import toon, toon_prompt
 from liveavatar.sampling.decoding import StreamDecoding
@@ -171,10 +173,15 @@ def write(out: Path, part: str, rows: Sequence[Row], given: argparse.Namespace) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("talk", "text", "settings", "endurance"), required=True)
+    parser.add_argument("--part", choices=("talk", "text", "settings", "endurance", "voices"), required=True)
     parser.add_argument("--weights", type=Path, help="an export/ folder; what ships with the package otherwise")
     parser.add_argument("--out", type=Path, default=Path("outputs/embedded"))
-    parser.add_argument("--count", type=int, default=12, help="people (50 for text)")
+    parser.add_argument(
+        "--count",
+        type=int,
+        default=12,
+        help="people (50 for text; for voices the clips of a throat in each of four languages)",
+    )
     parser.add_argument("--seconds", type=float, default=8.0)
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -185,6 +192,7 @@ def main() -> None:
         "text": lambda: text(weights, folder, given.count),
         "settings": lambda: settings(weights, folder, given.count, given.seconds, _scored),
         "endurance": lambda: endurance(weights, folder, given.seconds),
+        "voices": lambda: voices(weights, given.count, given.seconds),
     }[given.part]()
     write(given.out, given.part, rows, given)
     if given.part == "settings":
