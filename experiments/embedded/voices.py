@@ -17,9 +17,9 @@ from experiments.embedded.cases import Model
 from experiments.embedded.measures import pearson
 from liveavatar.config import compose, make
 from liveavatar.models.speech import SpeechEncoder
-from liveavatar.training.data import ToonSource
+from liveavatar.training.data import ToonSource, mouth_curves
 from liveavatar.training.sources import Told
-from liveavatar.training.speech_stage import window_audio
+from liveavatar.training.speech_stage import curves_until, window_audio
 from liveavatar.training.toon import make_clip
 from liveavatar.training.toon.voices import VOICES
 from liveavatar.types import BLOCK_FRAMES
@@ -69,9 +69,7 @@ def hearing(encoder: SpeechEncoder) -> Callable[[Told], tuple[np.ndarray, np.nda
         audio = window_audio(encoder, torch.from_numpy(told.sound), given, lead)
         blocks = range(len(told.curves) // BLOCK_FRAMES)
         states = torch.cat([audio.heard(audio.sources[0], block).permute(2, 0, 1).flatten(1) for block in blocks])
-        last = len(blocks) * BLOCK_FRAMES - lead
-        frames = np.arange(last - len(states), last).clip(0, len(told.curves) - 1)
-        return states.float().numpy(), told.curves[frames]
+        return states.float().numpy(), curves_until(told, blocks[-1], len(states), lead)
 
     return hear
 
@@ -101,8 +99,7 @@ def _throats(split: str) -> list[str]:
 
 def _told(seed: int, seconds: float, voice: str) -> Told:
     clip = make_clip(seed, seconds, voice, split="test")
-    motion = clip.motion
-    return Told(clip.audio, np.stack([motion.opening, motion.width, motion.rounding], axis=1).astype(np.float32))
+    return Told(clip.audio, mouth_curves(clip.motion))
 
 
 def _row(label: str, clips: Sequence[Told], ear: Ear) -> Row:

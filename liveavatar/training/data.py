@@ -195,7 +195,7 @@ class ToonSource:
 
     def tell(self, number: int) -> Told:
         clip = self._clip(number)
-        return Told(clip.audio, _curves(clip.motion))
+        return Told(clip.audio, mouth_curves(clip.motion))
 
     @property
     def choices(self) -> dict[str, tuple[str, ...]]:
@@ -253,14 +253,15 @@ class ToonSource:
         from liveavatar.training.toon import render, render_still
 
         clip = self._clip(number)
-        motion, curves = clip.motion, _curves(clip.motion)
+        motion, curves = clip.motion, mouth_curves(clip.motion)
         boxes, eyes = mouth_boxes(clip.identity, motion, size), eye_boxes(clip.identity, motion, size)
         portrait = render_still(clip.identity, size)
         frames = render(clip.identity, motion, size)
         return Talk(frames, clip.audio, clip.prompt, portrait, boxes, curves, eyes, motion.blink)
 
 
-def _curves(motion: Motion) -> Float[np.ndarray, "t 3"]:
+def mouth_curves(motion: Motion) -> Float[np.ndarray, "t 3"]:
+    """Opening, width and rounding of the mouth, frame by frame."""
     return np.stack([motion.opening, motion.width, motion.rounding], axis=1).astype(np.float32)
 
 

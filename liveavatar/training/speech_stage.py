@@ -141,15 +141,19 @@ class SpeechTask:
         return audio.heard(audio.sources[0], block, max(0, within)).permute(2, 0, 1).flatten(1)
 
     def _curves(self, told: Told, block: int, count: int) -> Float[Tensor, "t k"]:
-        """The curves of the last `count` frames up to a block's end; frames ahead of the clip show its first."""
-        last = (block + 1) * BLOCK_FRAMES - self.lead
-        frames = np.arange(last - count, last).clip(0, len(told.curves) - 1)
-        return torch.from_numpy(told.curves[frames].astype(np.float32)).to(self.device)
+        curves = curves_until(told, block, count, self.lead)
+        return torch.from_numpy(curves.astype(np.float32)).to(self.device)
 
 
 def window_audio(encoder: SpeechEncoder, sound: Tensor, given: SpeechSettings, lead_frames: int) -> WindowAudio:
     """The streaming encoder of one finished recording, with the windows of inference."""
     return WindowAudio(encoder, [PcmBuffer(sound)], given.left_s, given.right_s, given.norm_s, lead_frames)
+
+
+def curves_until(told: Told, block: int, count: int, lead_frames: int) -> Float[np.ndarray, "t k"]:
+    """The curves of the last `count` frames up to a block's end; frames ahead of the clip show its first."""
+    last = (block + 1) * BLOCK_FRAMES - lead_frames
+    return told.curves[np.arange(last - count, last).clip(0, len(told.curves) - 1)]
 
 
 def _astray(states: Float[Tensor, "t c"], before: Float[Tensor, "t c"]) -> Tensor:
