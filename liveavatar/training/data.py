@@ -151,7 +151,8 @@ class ToonSource:
             espeak-ng.
         first: seed of the first person: a training that goes on may meet others than the one before.
         gestures: share of the talking clips whose prompt is drawn anew, with a head that nods or is shaken; 0 leaves
-            them at the three in ten that prompts ask for by themselves.
+            them at the three in ten that prompts ask for by themselves. Of pictures without sound, where no prompt
+            asks, it is the share of such heads.
         beards: share of the people to train on who are another man, with a full beard; 0 leaves them at one in nine.
     """
 
@@ -189,8 +190,12 @@ class ToonSource:
 
     def look(self, number: int, frames: int, size: tuple[int, int]) -> Look:
         from liveavatar.training.toon import Identity, random_motion, render
+        from liveavatar.training.toon.prompts import SWING_HZ, SWINGS, swung
 
         who, motion = Identity.sample(number), random_motion(number, frames)
+        rng = np.random.default_rng([number, 7023])
+        if rng.random() < self.gestures:
+            motion = swung(motion, str(rng.choice(list(SWINGS))), rng.uniform(0, 1 / SWING_HZ))
         return Look(render(who, motion, size), mouth_boxes(who, motion, size))
 
     def tell(self, number: int) -> Told:

@@ -135,6 +135,14 @@ def test_a_share_of_prompts_asks_for_nods_and_shakes() -> None:
         ToonSource(gestures=1.5)
 
 
+def test_a_share_of_heads_without_sound_swings() -> None:
+    strays = []
+    for source in (ToonSource(gestures=1.0), ToonSource()):
+        middles = [source.look(n, 25, (64, 64)).mouth.reshape(25, 2, 2).mean(1) for n in range(12)]
+        strays.append(np.mean([np.ptp(path, axis=0).max() for path in middles]))
+    assert strays[0] > 2 * strays[1]
+
+
 def test_a_share_of_people_has_a_full_beard() -> None:
     source = ToonSource(seconds=0.2, beards=0.5)
     faces = [source._face(n) for n in range(40)]

@@ -15,6 +15,9 @@ SWING_HZ = 0.92
 """How often a head nods or is shaken in a second. It starts down, or to the right, with the clip: of swings that start
 anywhere a model could draw nothing but their mean, which is none."""
 
+SWINGS = {"nodding": ("nod", "y"), "shaking": ("turn", "x")}
+"""What turns and what shifts in a head that swings."""
+
 _MIENS: dict[str, dict[str, float]] = {
     "neutral": {},
     "happy": {"smile": 0.9, "brow": 0.25, "wide": -0.1},
@@ -118,10 +121,14 @@ def act(motion: Motion, asked: Attributes, rng: np.random.Generator) -> Motion:
     if asked.gesture == "still":
         for name in ("x", "y", "roll", "turn", "nod"):
             curves[name] = getattr(motion, name) * 0.12
-    elif asked.gesture in ("nodding", "shaking"):
-        swing = np.sin(2 * np.pi * SWING_HZ * t)
-        if asked.gesture == "nodding":
-            curves |= {"nod": 0.5 * motion.nod + 0.95 * swing, "y": 0.5 * motion.y + 0.05 * swing}
-        else:
-            curves |= {"turn": 0.5 * motion.turn + 0.95 * swing, "x": 0.5 * motion.x + 0.05 * swing}
+    elif asked.gesture in SWINGS:
+        motion = swung(motion, asked.gesture)
     return motion.with_(light=np.array(LIGHTS[asked.light], np.float32), **curves)
+
+
+def swung(motion: Motion, gesture: str, begun: float = 0.0) -> Motion:
+    """The same with a head that nods or is shaken, one of `SWINGS`; it began `begun` seconds before the first frame."""
+    turn, shift = SWINGS[gesture]
+    swing = np.sin(2 * np.pi * SWING_HZ * (begun + np.arange(len(motion)) / FPS))
+    turned, shifted = (0.5 * getattr(motion, name) for name in (turn, shift))
+    return motion.with_(**{turn: turned + 0.95 * swing, shift: shifted + 0.05 * swing})
