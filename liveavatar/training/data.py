@@ -247,12 +247,12 @@ class ToonSource:
 
     def _prompt(self, number: int) -> str | None:
         """What is asked of a clip that is to have a gesture; None leaves it to the clip's seed."""
-        from liveavatar.training.toon.prompts import Attributes, write_prompt
+        from liveavatar.training.toon.prompts import SWINGS, Attributes, write_prompt
 
         rng = np.random.default_rng([number, 7021])
         if rng.random() >= self.gestures:
             return None
-        return write_prompt(replace(Attributes.sample(rng), gesture=str(rng.choice(("nodding", "shaking")))), rng)
+        return write_prompt(replace(Attributes.sample(rng), gesture=str(rng.choice(list(SWINGS)))), rng)
 
     def talk(self, number: int, size: tuple[int, int]) -> Talk:
         from liveavatar.training.toon import render, render_still
